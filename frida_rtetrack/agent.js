@@ -1,0 +1,436 @@
+'use strict';
+/*
+ * Runs in the target: finds DPDK's allocation functions in whatever module defines them, hooks them, keeps the module
+ * table, answers the host's calls, and undoes everything in dispose(). What happens on the program's own threads is the
+ * C in native/ (engine "native"), or the callbacks of PortableEngine below.
+ */
+
+const EVENT = { ALLOCATED: 1, FREED: 2, RESIZE_STARTED: 3, RESIZE_ENDED: 4, ALLOCATION_FAILED: 5 };
+const MARK = { EAL_CLEANUP_STARTED: 6, EAL_CLEANUP_ENDED: 7 };
+const STACK_END = { MAX_FRAMES: 1, UNKNOWN_END: 5 };
+const SOCKET_ANY = -1;
+const PORTABLE_FRAMES = 16; // GUM_MAX_BACKTRACE_DEPTH
+const UNLOAD_PATIENCE_S = 10;
+const UNLOAD_GRACE_S = 0.2; // for a thread between a hook's last instruction and the program's code
+
+// Every entry point that allocates, resizes or frees (DPDK lib/eal/include/rte_malloc.h, rte_memzone.h): what it does,
+// its number in enum event_api, and where its arguments are.
+const FUNCTIONS = {
+  rte_malloc: { does: 'allocate', api: 1, type: 0, size: a => a[1] },
+  rte_malloc_socket: { does: 'allocate', api: 2, type: 0, size: a => a[1], socket: 3 },
+  rte_zmalloc: { does: 'allocate', api: 3, type: 0, size: a => a[1] },
+  rte_zmalloc_socket: { does: 'allocate', api: 4, type: 0, size: a => a[1], socket: 3 },
+  rte_calloc: { does: 'allocate', api: 5, type: 0, size: a => product(a[1], a[2]) },
+  rte_calloc_socket: { does: 'allocate', api: 6, type: 0, size: a => product(a[1], a[2]), socket: 4 },
+  rte_realloc: { does: 'resize', api: 7, size: a => a[1] },
+  rte_realloc_socket: { does: 'resize', api: 8, size: a => a[1], socket: 3 },
+  rte_free: { does: 'free', api: 9 },
+  rte_free_sensitive: { does: 'free', api: 10 },
+  rte_memzone_reserve: { does: 'reserve', api: 11, socket: 2 },
+  rte_memzone_reserve_aligned: { does: 'reserve', api: 12, socket: 2 },
+  rte_memzone_reserve_bounded: { does: 'reserve', api: 13, socket: 2 },
+  rte_memzone_free: { does: 'unreserve', api: 14 },
+  rte_eal_cleanup: { does: 'cleanup' },
+};
+const DEFINING = ['rte_malloc_socket', 'rte_free']; // a module with both of these is DPDK
+
+// struct rte_memzone (rte_memzone.h): name[32], iova, addr, len
+const MEMZONE_ADDRESS = 40;
+const MEMZONE_LENGTH = 48;
+
+function product(a, b) {
+  return uint64(a.toString()).toNumber() * uint64(b.toString()).toNumber();
+}
+
+function libc(name, result, args) {
+  const address = Module.findGlobalExportByName(name);
+  if (address === null) throw new Error(`the program's C library does not define ${name}`);
+  return new SystemFunction(address, result, args);
+}
+
+const PROT_READ_WRITE = 3, MAP_SHARED = 1, MAP_PRIVATE_ANONYMOUS = 0x22;
+const MADV_DONTFORK = 10, MADV_DONTDUMP = 16, MADV_WIPEONFORK = 18, MADV_POPULATE_WRITE = 23;
+const MAP_FAILED = ptr(-1);
+
+const system = {
+  mmap: libc('mmap', 'pointer', ['pointer', 'size_t', 'int', 'int', 'int', 'int64']),
+  mprotect: libc('mprotect', 'int', ['pointer', 'size_t', 'int']),
+  munlock: libc('munlock', 'int', ['pointer', 'size_t']),
+  munmap: libc('munmap', 'int', ['pointer', 'size_t']),
+  madvise: libc('madvise', 'int', ['pointer', 'size_t', 'int']),
+  close: libc('close', 'int', ['int']),
+  getpid: libc('getpid', 'int', []),
+};
+
+// Maps memory of our own. PROT_NONE first, then unlock, then open up: under mlockall(MCL_FUTURE), which testpmd does,
+// a plain mmap would make the kernel fill all of it at once.
+function map(bytes, flags, fd, advices) {
+  const { value: address, errno } = system.mmap(NULL, bytes, 0, flags, fd, 0);
+  if (address.equals(MAP_FAILED)) throw new Error(`cannot map ${bytes} bytes in the program (errno ${errno})`);
+  system.munlock(address, bytes);
+  system.mprotect(address, bytes, PROT_READ_WRITE);
+  for (const advice of advices) system.madvise(address, bytes, advice);
+  return address;
+}
+
+// ---- the engines ----
+
+// Interceptor.attach with JavaScript callbacks and Frida's own unwinder: slow, exact, for every architecture.
+class PortableEngine {
+  constructor(session) {
+    this.name = 'portable';
+    this.maxFrames = Math.min(session.options.maxFrames, PORTABLE_FRAMES);
+    this.allocationBacktrace = session.options.allocationBacktrace;
+    this.freeBacktrace = session.options.freeBacktrace;
+    // Cooperative (the default): a thread that waits for room in the ring lets go of the JavaScript lock.
+    this.append = session.native('portable_append', 'int',
+      ['uint32', 'uint32', 'int32', 'uint64', 'uint64', 'pointer', 'pointer', 'pointer', 'uint32', 'uint32']);
+    this.mark = session.native('agent_mark', 'int', ['uint32', 'uint64']);
+    this.memzonePrefix = Memory.allocUtf8String('memzone:');
+    this.outermost = new Map(); // thread id -> stack pointer of the outermost hooked call it is inside of
+    this.scratch = new Map(); // thread id -> room for its frames
+    this.listeners = [];
+  }
+
+  hook(name, address) {
+    const spec = FUNCTIONS[name];
+    this.listeners.push(Interceptor.attach(address, this.callbacks(spec)));
+    return 'attach';
+  }
+
+  // What the call does itself is the outermost hooked function's business; those that it calls stay silent.
+  enter(invocation) {
+    const sp = invocation.context.sp;
+    const outer = this.outermost.get(invocation.threadId);
+    // Equal after a tail call. A frame above the recorded one: that one was left by longjmp or an exception.
+    if (outer !== undefined && sp.compare(outer) <= 0) return false;
+    this.outermost.set(invocation.threadId, sp);
+    return true;
+  }
+
+  leave(invocation) {
+    this.outermost.delete(invocation.threadId);
+  }
+
+  // The call's return addresses, innermost first. At a function's first instruction Frida's unwinder looks up the
+  // function before (pc - 1), so it is started in the caller, where the return address points to.
+  backtrace(invocation, wanted) {
+    if (!wanted) return { frames: NULL, count: 0 };
+    const context = invocation.context;
+    let addresses = [];
+    if (Process.arch === 'x64') {
+      const { pc, sp } = context;
+      const caller = sp.readPointer();
+      context.pc = caller;
+      context.sp = sp.add(8);
+      try {
+        addresses = Thread.backtrace(context, Backtracer.ACCURATE);
+      } finally {
+        context.pc = pc;
+        context.sp = sp;
+      }
+      addresses[0] = caller;
+    } else {
+      const { pc, lr } = context;
+      context.pc = lr;
+      try {
+        addresses = Thread.backtrace(context, Backtracer.ACCURATE);
+      } finally {
+        context.pc = pc;
+      }
+      addresses[0] = lr;
+    }
+    const cut = addresses.length >= this.maxFrames;
+    if (cut) addresses.length = this.maxFrames;
+    let frames = this.scratch.get(invocation.threadId);
+    if (frames === undefined) {
+      frames = Memory.alloc(PORTABLE_FRAMES * 8);
+      this.scratch.set(invocation.threadId, frames);
+    }
+    addresses.forEach((address, i) => frames.add(8 * i).writeU64(uint64(address.toString())));
+    return { frames, count: addresses.length, end: cut ? STACK_END.MAX_FRAMES : STACK_END.UNKNOWN_END };
+  }
+
+  record(kind, spec, socket, address, size, prefix, type, stack) {
+    this.append(kind, spec.api, socket, uint64(address.toString()), uint64(size), prefix, type, stack.frames, stack.count, stack.end ?? 0);
+  }
+
+  callbacks(spec) {
+    const engine = this;
+    const socketOf = args => (spec.socket === undefined ? SOCKET_ANY : args[spec.socket].toInt32());
+
+    function noteAllocation(invocation, address, size) {
+      const { socket, type, stack, prefix } = invocation;
+      const kind = address.isNull() ? EVENT.ALLOCATION_FAILED : EVENT.ALLOCATED;
+      engine.record(kind, spec, socket, address, size, prefix, type, stack);
+    }
+
+    switch (spec.does) {
+      case 'allocate':
+        return {
+          onEnter(args) {
+            this.outer = engine.enter(this);
+            if (!this.outer) return;
+            this.size = spec.size(args).toString();
+            this.socket = socketOf(args);
+            this.type = args[spec.type];
+            this.prefix = NULL;
+            this.stack = engine.backtrace(this, engine.allocationBacktrace);
+          },
+          onLeave(address) {
+            if (!this.outer) return;
+            noteAllocation(this, address, this.size);
+            engine.leave(this);
+          },
+        };
+      case 'reserve':
+        return {
+          onEnter(args) {
+            this.outer = engine.enter(this);
+            if (!this.outer) return;
+            this.size = args[1].toString();
+            this.socket = socketOf(args);
+            this.type = args[0];
+            this.prefix = engine.memzonePrefix;
+            this.stack = engine.backtrace(this, engine.allocationBacktrace);
+          },
+          onLeave(zone) {
+            if (!this.outer) return;
+            if (zone.isNull()) noteAllocation(this, NULL, this.size);
+            else noteAllocation(this, zone.add(MEMZONE_ADDRESS).readPointer(), zone.add(MEMZONE_LENGTH).readU64().toString());
+            engine.leave(this);
+          },
+        };
+      case 'resize':
+        return {
+          onEnter(args) {
+            this.outer = engine.enter(this);
+            if (!this.outer) return;
+            this.size = spec.size(args).toString();
+            this.socket = socketOf(args);
+            this.type = NULL;
+            this.prefix = NULL;
+            this.old = args[0];
+            this.stack = engine.backtrace(this, engine.allocationBacktrace);
+            if (!this.old.isNull())
+              engine.record(EVENT.RESIZE_STARTED, spec, this.socket, this.old, this.size, NULL, NULL, this.stack);
+          },
+          onLeave(address) {
+            if (!this.outer) return;
+            if (this.old.isNull()) noteAllocation(this, address, this.size);
+            else engine.record(EVENT.RESIZE_ENDED, spec, this.socket, address, this.size, NULL, NULL, this.stack);
+            engine.leave(this);
+          },
+        };
+      case 'free':
+      case 'unreserve':
+        return {
+          onEnter(args) {
+            this.outer = engine.enter(this);
+            if (!this.outer) return;
+            let address = args[0];
+            if (spec.does === 'unreserve' && !address.isNull()) {
+              try {
+                address = address.add(MEMZONE_ADDRESS).readPointer();
+              } catch (_) { // no memzone: DPDK will crash on it in a moment, and that is the program's crash
+                address = NULL;
+              }
+            }
+            if (address.isNull()) return;
+            const stack = engine.backtrace(this, engine.freeBacktrace);
+            engine.record(EVENT.FREED, spec, SOCKET_ANY, address, '0', NULL, NULL, stack);
+          },
+          onLeave() {
+            if (this.outer) engine.leave(this);
+          },
+        };
+      case 'cleanup':
+        return {
+          onEnter() {
+            engine.mark(MARK.EAL_CLEANUP_STARTED, 0);
+          },
+          onLeave() {
+            engine.mark(MARK.EAL_CLEANUP_ENDED, 0);
+          },
+        };
+    }
+  }
+
+  unhook() {
+    this.listeners.forEach(listener => listener.detach());
+  }
+
+  describe() {
+    return {};
+  }
+}
+
+// ---- one session ----
+
+class Session {
+  constructor(fd, options, source) {
+    this.options = options;
+    this.pid = system.getpid().value;
+    this.hooks = []; // {function, module, address, how}
+    this.modules = new Map(); // base -> record in the module table
+    this.memory = map(options.sessionBytes, MAP_SHARED, fd, [MADV_DONTFORK, MADV_DONTDUMP]);
+    system.close(fd);
+    if (options.populateBytes > 0)
+      system.madvise(this.memory, options.populateBytes, MADV_POPULATE_WRITE); // refused by old kernels: only slower
+    this.agentBytes = Process.pageSize;
+    this.agent = map(this.agentBytes, MAP_PRIVATE_ANONYMOUS, -1, [MADV_WIPEONFORK, MADV_DONTDUMP]);
+    this.sigmark = map(Process.pageSize, MAP_PRIVATE_ANONYMOUS, -1, [MADV_DONTDUMP]);
+    this.code = new CModule(source, {
+      agent: this.agent,
+      sigmark: this.sigmark,
+      syscall: Module.getGlobalExportByName('syscall'),
+      sigaction: Module.getGlobalExportByName('sigaction'),
+      __errno_location: Module.getGlobalExportByName('__errno_location'),
+    });
+    this.tablesBytes = this.native('agent_tables_bytes', 'uint64', [])().toNumber();
+    this.tables = map(this.tablesBytes, MAP_PRIVATE_ANONYMOUS, -1, [MADV_DONTFORK, MADV_DONTDUMP]);
+    const start = this.native('agent_start', 'int', ['pointer', 'pointer', 'uint32', 'uint32', 'uint32']);
+    this.process = start(this.memory, this.tables, options.maxFrames, +options.allocationBacktrace, +options.freeBacktrace);
+    if (this.process < 0) throw new Error('the session memory is not of this version');
+    this.switchTo = this.native('agent_switch', 'void', ['int']);
+    this.moduleLoaded = this.native('agent_module_loaded', 'pointer', ['uint64', 'uint64', 'pointer']);
+    this.moduleUnloaded = this.native('agent_module_unloaded', 'void', ['pointer']);
+    this.readOnly = this.native('agent_read_only', 'void', ['uint64', 'uint64']);
+    this.engine = new PortableEngine(this);
+  }
+
+  native(name, result, args) {
+    return new NativeFunction(this.code[name], result, args);
+  }
+
+  start() {
+    this.switchTo(1);
+    this.startSigmark();
+    this.observer = Process.attachModuleObserver({
+      onAdded: module => this.onModuleAdded(module),
+      onRemoved: module => this.onModuleRemoved(module),
+    });
+  }
+
+  startSigmark() {
+    const { signal } = this.options;
+    this.sigactionListener = Interceptor.attach(Module.getGlobalExportByName('sigaction'),
+      { onEnter: this.code.sigaction_enter, onLeave: this.code.sigaction_leave });
+    Interceptor.flush();
+    this.sigmarkState = this.native('sigmark_start', 'int', ['int'])(signal);
+  }
+
+  onModuleAdded(module) {
+    try {
+      this.modules.set(module.base.toString(),
+        this.moduleLoaded(uint64(module.base.toString()), module.size, Memory.allocUtf8String(module.path)));
+      for (const range of module.enumerateRanges('r--'))
+        if (range.protection[1] === '-')
+          this.readOnly(uint64(range.base.toString()), uint64(range.base.add(range.size).toString()));
+      this.hookModule(module);
+    } catch (error) {
+      send({ type: 'error', text: `${module.name}: ${error.message}` });
+    }
+  }
+
+  onModuleRemoved(module) {
+    const record = this.modules.get(module.base.toString());
+    this.modules.delete(module.base.toString());
+    this.moduleUnloaded(record ?? NULL);
+    this.hooks = this.hooks.filter(hook => hook.module !== module.path);
+  }
+
+  // The function's address if this module itself defines it: findExportByName also answers for what it imports.
+  find(module, name) {
+    for (const address of [module.findExportByName(name), module.findSymbolByName(name)])
+      if (address !== null && address.compare(module.base) >= 0 && address.compare(module.base.add(module.size)) < 0) return address;
+    return null;
+  }
+
+  hookModule(module) {
+    const { library } = this.options;
+    if (library !== null && !matchesLibrary(module, library)) return;
+    if (!DEFINING.every(name => this.find(module, name) !== null)) return;
+    const hooked = [];
+    const taken = new Set();
+    for (const name of Object.keys(FUNCTIONS)) {
+      const address = this.find(module, name);
+      if (address === null || taken.has(address.toString())) continue; // absent in this version, or two names of one function
+      taken.add(address.toString());
+      hooked.push({ function: name, module: module.path, address: address.toString(), how: this.engine.hook(name, address) });
+    }
+    Interceptor.flush();
+    this.hooks.push(...hooked);
+    send({ type: 'hooked', engine: this.engine.name, hooks: hooked });
+  }
+
+  state() {
+    return { process: this.process, engine: this.engine.name, hooks: this.hooks, sigmark: this.sigmarkState };
+  }
+
+  stop() {
+    if (system.getpid().value !== this.pid) return; // a forked child: nothing of this is mapped here
+    this.switchTo(0);
+    this.observer?.detach();
+    this.engine.unhook();
+    this.native('sigmark_stop', 'void', [])();
+    this.sigactionListener?.detach();
+    Interceptor.flush();
+    const threadsInside = this.native('agent_threads_inside', 'int', []);
+    const signalsInside = this.native('sigmark_inside', 'int', []);
+    for (let waited = 0; waited < UNLOAD_PATIENCE_S && (threadsInside() > 0 || signalsInside() > 0); waited += 0.01)
+      Thread.sleep(0.01);
+    Thread.sleep(UNLOAD_GRACE_S);
+    this.native('agent_stop', 'void', [])();
+    this.code.dispose();
+    system.munmap(this.memory, this.options.sessionBytes);
+    system.munmap(this.tables, this.tablesBytes);
+    system.munmap(this.agent, this.agentBytes);
+    system.munmap(this.sigmark, Process.pageSize);
+  }
+}
+
+function matchesLibrary(module, library) {
+  return module.name === library || module.path === library || module.name.startsWith(library + '.');
+}
+
+// ---- what the host can call ----
+
+let session = null;
+
+rpc.exports = {
+  // Makes the memfd that the host then sizes and fills in; returns its descriptor in this process.
+  createSession(name) {
+    const { value: fd, errno } = libc('memfd_create', 'int', ['pointer', 'uint'])(Memory.allocUtf8String(name), 1);
+    if (fd < 0) throw new Error(`memfd_create failed (errno ${errno})`);
+    return fd;
+  },
+
+  start(fd, options, source) {
+    session = new Session(fd, options, source);
+    session.start();
+    return session.state();
+  },
+
+  state() {
+    return session.state();
+  },
+
+  mark(kind, argument) {
+    return session.native('agent_mark', 'int', ['uint32', 'uint64'])(kind, argument);
+  },
+
+  record(on) {
+    session.switchTo(on ? 1 : 0);
+  },
+
+  moduleNames() {
+    return Process.enumerateModules().map(module => module.path);
+  },
+
+  dispose() {
+    const ending = session;
+    session = null;
+    ending?.stop();
+  },
+};

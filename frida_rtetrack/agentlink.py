@@ -1,0 +1,81 @@
+"""The agent as the host sees it: loads agent.js and native/ into a Frida session, and calls it with a time limit."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import frida
+
+from frida_rtetrack.errors import AgentFailed, AgentTimeout, TargetEnded
+
+CALL_SECONDS = 20.0
+_HERE = Path(__file__).parent
+_INCLUDE = re.compile(r'^#include "([^"]+)"\n', re.MULTILINE)
+
+
+def native_source(*names: str) -> str:
+    """The C files `names` of native/ as one text, each `#include "..."` replaced by the file, once."""
+    seen: set[str] = set()
+
+    def expand(name: str) -> str:
+        if name in seen:
+            return ""
+        seen.add(name)
+        text = (_HERE / "native" / name).read_text()
+        return _INCLUDE.sub(lambda match: expand(match[1]), text)
+
+    return "\n".join(expand(name) for name in names)
+
+
+class AgentLink:
+    """A loaded agent. Every call raises AgentTimeout, AgentFailed or TargetEnded instead of hanging or dying."""
+
+    def __init__(self, session: frida.core.Session, on_message: Callable[[dict[str, Any]], None]) -> None:
+        """Loads agent.js into `session`; what it sends goes to `on_message`, on a thread of Frida's."""
+        self._on_message = on_message
+        self._script = limited(lambda: session.create_script((_HERE / "agent.js").read_text(), name="rtetrack"))
+        self._script.on("message", self._receive)
+        limited(self._script.load)
+
+    def _receive(self, message: Any, data: Any) -> None:
+        if message["type"] == "send" and isinstance(message["payload"], dict):
+            self._on_message(message["payload"])
+        elif message["type"] == "error":
+            self._on_message({"type": "error", "text": message.get("stack") or message["description"]})
+
+    def call(self, method: str, *arguments: Any, seconds: float = CALL_SECONDS) -> Any:
+        """Calls the agent's exported `method` (its name in snake_case)."""
+        return limited(lambda: getattr(self._script.exports_sync, method)(*arguments), seconds)
+
+    def unload(self, seconds: float) -> None:
+        """Makes the agent undo everything and leave."""
+        limited(self._script.unload, seconds)
+
+
+def limited(call: Callable[[], Any], seconds: float = CALL_SECONDS) -> Any:
+    """Runs `call`, for at most `seconds` (Frida has no time limit of its own), and returns its result."""
+    outcome: list[Any] = []
+
+    def run() -> None:
+        try:
+            outcome.append((call(), None))
+        except BaseException as error:  # handed to the caller below
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not outcome:
+        raise AgentTimeout(f"The agent did not answer within {seconds:.0f} seconds.")
+    result, error = outcome[0]
+    if error is None:
+        return result
+    if isinstance(error, (frida.InvalidOperationError, frida.TransportError, frida.ProcessNotFoundError)):
+        raise TargetEnded(f"The process is gone ({error}).") from error
+    if isinstance(error, (frida.core.RPCException, frida.NotSupportedError)):
+        raise AgentFailed(f"The agent failed: {error}") from error
+    raise error

@@ -1,0 +1,340 @@
+"""The table of blocks: one row an address that is live or was freed, in numpy columns, found through a hash index.
+
+It owns the rows and how they are found; what an event means for a row is tracking.py's business. There is no Python
+object a block: a row costs 77 bytes of columns and 8 to 16 bytes of index, and rows never written cost no memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Addresses = NDArray[np.uint64]
+Rows = NDArray[np.int64]
+
+
+class Origin(IntEnum):
+    """How a row's allocation is known."""
+
+    SEEN = 0
+    BASELINE = 1
+    """It was live in DPDK's heap when tracking began; who allocated it is not known."""
+    UNKNOWN = 2
+    """Only its free was seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """An allocation. `stack`, `label` and `thread` are the numbers that the events carry; see session.h."""
+
+    address: int
+    size_bytes: int
+    label: int
+    stack: int
+    thread: int
+    api: int
+    socket: int
+    allocated_at_ns: int
+    sequence: int
+    """Number of the event that allocated it, counted from 0; for a baseline block of the one that told of it."""
+    baseline: bool = False
+    resizes: int = 0
+    resize_stack: int = 0
+    """Stack of the last resize, 0 if there was none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """A free: which event it was, and who called."""
+
+    stack: int
+    thread: int
+    api: int
+    timestamp_ns: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class FreedBlock:
+    """A block that was freed; `block` is None where its allocation was never seen."""
+
+    block: Block | None
+    freed: Freed
+
+
+BLOCK_DTYPE = np.dtype(
+    [
+        ("address", "<u8"),
+        ("size_bytes", "<u8"),
+        ("sequence", "<u8"),
+        ("allocated_at_ns", "<i8"),
+        ("stack", "<u4"),
+        ("label", "<u4"),
+        ("resize_stack", "<u4"),
+        ("resizes", "<u4"),
+        ("thread", "<u2"),
+        ("api", "u1"),
+        ("socket", "i1"),
+        ("baseline", "?"),
+    ]
+)
+"""A live block in a snapshot; the fields are Block's."""
+
+_COLUMNS: tuple[tuple[str, type[np.generic]], ...] = (
+    ("address", np.uint64),
+    ("size_bytes", np.int64),
+    ("sequence", np.uint64),
+    ("allocated_at_ns", np.int64),
+    ("stack", np.uint32),
+    ("label", np.uint32),
+    ("resize_stack", np.uint32),
+    ("resizes", np.uint32),
+    ("thread", np.uint16),
+    ("api", np.uint8),
+    ("socket", np.int8),
+    ("origin", np.uint8),
+    ("live", np.bool_),
+    ("free_sequence", np.uint64),
+    ("freed_at_ns", np.int64),
+    ("free_stack", np.uint32),
+    ("free_thread", np.uint16),
+    ("free_api", np.uint8),
+)
+
+_FIRST_CAPACITY = 1024
+_MULTIPLIER = 0x9E37_79B9_7F4A_7C15
+"""2^64 / golden ratio (Knuth, The Art of Computer Programming 3, 6.4): spreads the regular addresses of a heap."""
+_U64_MASK = (1 << 64) - 1
+
+
+class BlockTable:
+    """Rows by address. Columns are arrays of the table's capacity, of which the first `used` rows hold blocks.
+
+    A column is replaced when the table grows: read it from the table again after an insert. Row numbers hold until
+    `keep` is called.
+    """
+
+    address: NDArray[np.uint64]
+    size_bytes: NDArray[np.int64]
+    sequence: NDArray[np.uint64]
+    allocated_at_ns: NDArray[np.int64]
+    stack: NDArray[np.uint32]
+    label: NDArray[np.uint32]
+    resize_stack: NDArray[np.uint32]
+    resizes: NDArray[np.uint32]
+    thread: NDArray[np.uint16]
+    api: NDArray[np.uint8]
+    socket: NDArray[np.int8]
+    origin: NDArray[np.uint8]
+    live: NDArray[np.bool_]
+    free_sequence: NDArray[np.uint64]
+    freed_at_ns: NDArray[np.int64]
+    free_stack: NDArray[np.uint32]
+    free_thread: NDArray[np.uint16]
+    free_api: NDArray[np.uint8]
+
+    def __init__(self) -> None:
+        """An empty table."""
+        self.used = 0
+        for name, dtype in _COLUMNS:
+            setattr(self, name, np.empty(_FIRST_CAPACITY, dtype))
+        self._rebuild_index()
+
+    # ---- finding and adding rows
+
+    def find(self, addresses: Addresses) -> Rows:
+        """The rows of `addresses`, in their shape (n,); -1 where there is none."""
+        rows = np.empty(addresses.size, np.int64)
+        waiting, wanted, slots = None, addresses, self._home(addresses)
+        while True:
+            found = self._index.take(slots).astype(np.int64) - 1
+            if waiting is None:
+                rows[:] = found
+            else:
+                rows[waiting] = found
+            # Row -1 reads the last one's address, whatever it is: the slot is empty and ends the search.
+            collided = np.flatnonzero((self.address.take(found) != wanted) & (found >= 0))
+            if not collided.size:
+                return rows
+            waiting = collided if waiting is None else waiting.take(collided)
+            wanted = wanted.take(collided)
+            slots = (slots.take(collided) + 1) & self._mask
+
+    def find_one(self, address: int) -> int:
+        """The row of `address`, -1 if there is none."""
+        slot = ((address * _MULTIPLIER) & _U64_MASK) >> self._shift
+        while True:
+            row = int(self._index.item(slot)) - 1
+            if row < 0 or self.address.item(row) == address:
+                return row
+            slot = (slot + 1) & self._mask
+
+    def insert(self, addresses: Addresses) -> Rows:
+        """Add a row for each of `addresses` (n,), which are distinct and not in the table; only `address` is set."""
+        rows = np.arange(self.used, self.used + addresses.size)
+        self._reserve(self.used + addresses.size)
+        self.address[self.used : self.used + addresses.size] = addresses
+        self.used += addresses.size
+        if 2 * self.used > self._index.size:
+            self._rebuild_index()
+        else:
+            self._enter(rows)
+        return rows
+
+    def insert_one(self, address: int) -> int:
+        """Add a row for `address`, which is not in the table; only `address` is set."""
+        return int(self.insert(np.array([address], np.uint64))[0])
+
+    def keep(self, rows: Rows) -> None:
+        """Forget every row but `rows` (ascending), and number these from 0."""
+        for name, _ in _COLUMNS:
+            column = getattr(self, name)
+            column[: rows.size] = column.take(rows)
+        self.used = rows.size
+        self._rebuild_index()
+
+    # ---- one row
+
+    def put(self, row: int, block: Block) -> None:
+        """Make `row`, whose address is the block's, this live block."""
+        self.size_bytes[row] = block.size_bytes
+        self.sequence[row] = block.sequence
+        self.allocated_at_ns[row] = block.allocated_at_ns
+        self.stack[row] = block.stack
+        self.label[row] = block.label
+        self.resize_stack[row] = block.resize_stack
+        self.resizes[row] = block.resizes
+        self.thread[row] = block.thread
+        self.api[row] = block.api
+        self.socket[row] = block.socket
+        self.origin[row] = Origin.BASELINE if block.baseline else Origin.SEEN
+        self.live[row] = True
+
+    def put_freed(self, row: int, freed: Freed) -> None:
+        """Make the block of `row` a freed one."""
+        self.live[row] = False
+        self.free_sequence[row] = freed.sequence
+        self.freed_at_ns[row] = freed.timestamp_ns
+        self.free_stack[row] = freed.stack
+        self.free_thread[row] = freed.thread
+        self.free_api[row] = freed.api
+
+    def block(self, row: int) -> Block | None:
+        """The allocation of `row`, None where only its free was seen."""
+        origin = self.origin.item(row)
+        if origin == Origin.UNKNOWN:
+            return None
+        return Block(
+            self.address.item(row),
+            self.size_bytes.item(row),
+            self.label.item(row),
+            self.stack.item(row),
+            self.thread.item(row),
+            self.api.item(row),
+            self.socket.item(row),
+            self.allocated_at_ns.item(row),
+            self.sequence.item(row),
+            origin == Origin.BASELINE,
+            self.resizes.item(row),
+            self.resize_stack.item(row),
+        )
+
+    def freed(self, row: int) -> Freed:
+        """The free of `row`, which is not live."""
+        return Freed(
+            self.free_stack.item(row),
+            self.free_thread.item(row),
+            self.free_api.item(row),
+            self.freed_at_ns.item(row),
+            self.free_sequence.item(row),
+        )
+
+    # ---- many rows
+
+    def live_rows(self) -> Rows:
+        """The rows of all live blocks, ascending."""
+        return np.flatnonzero(self.live[: self.used])
+
+    def freed_rows(self) -> Rows:
+        """The rows of all freed blocks, ascending."""
+        return np.flatnonzero(~self.live[: self.used])
+
+    def containing(self, address: int) -> int:
+        """The row of a live block that `address` lies in, -1 if there is none."""
+        offset = np.uint64(address) - self.address[: self.used]  # wraps around to a huge one for blocks above it
+        inside = self.live[: self.used] & (offset < self.size_bytes[: self.used].view(np.uint64))
+        rows = np.flatnonzero(inside)
+        return int(rows[0]) if rows.size else -1
+
+    def blocks(self, rows: Rows) -> NDArray[np.void]:
+        """A copy of `rows` (n,) as BLOCK_DTYPE (n,)."""
+        copy = np.empty(rows.size, BLOCK_DTYPE)
+        for name in BLOCK_DTYPE.names or ():
+            copy[name] = self.origin.take(rows) == Origin.BASELINE if name == "baseline" else getattr(self, name)[rows]
+        return copy
+
+    def grouped(self, rows: Rows, by: str) -> NDArray[np.void]:
+        """`rows` grouped by their column `by`, the largest first: fields `by`, blocks, bytes, oldest_ns, shape (m,)."""
+        key = getattr(self, by)
+        dtype = np.dtype([(by, key.dtype), ("blocks", "<u8"), ("bytes", "<u8"), ("oldest_ns", "<i8")])
+        values, inverse = np.unique(key.take(rows), return_inverse=True)
+        groups = np.empty(values.size, dtype)
+        if not rows.size:
+            return groups
+        order = np.argsort(inverse, kind="stable")
+        starts = np.flatnonzero(np.diff(inverse.take(order), prepend=-1))
+        groups[by] = values
+        groups["blocks"] = np.diff(np.append(starts, rows.size))
+        groups["bytes"] = np.add.reduceat(self.size_bytes.take(rows.take(order)), starts)
+        groups["oldest_ns"] = np.minimum.reduceat(self.allocated_at_ns.take(rows.take(order)), starts)
+        return groups.take(np.argsort(-groups["bytes"].astype(np.int64), kind="stable"))
+
+    # ---- the index: open addressing, linear probing, at most half full; a slot holds a row + 1, or 0
+
+    def _home(self, addresses: Addresses) -> NDArray[np.int64]:
+        """The slots where the search for `addresses` begins."""
+        return ((addresses * np.uint64(_MULTIPLIER)) >> np.uint64(self._shift)).view(np.int64)
+
+    def _enter(self, rows: Rows) -> None:
+        """Put `rows` into the index."""
+        slots = self._home(self.address.take(rows))
+        while rows.size:
+            free = np.flatnonzero(self._index.take(slots) == 0)
+            self._index[slots.take(free)] = rows.take(free) + 1
+            # Of several rows that found the same slot free the last one has it; the others go on with the rest.
+            left = np.flatnonzero(self._index.take(slots) != rows + 1)
+            rows = rows.take(left)
+            slots = (slots.take(left) + 1) & self._mask
+
+    def _rebuild_index(self) -> None:
+        """Index all rows anew, in slots enough to double their number.
+
+        Entered in the order of their homes, each row's slot is the first after both its home and its predecessor's
+        slot, so one running maximum places them all; the few that would lie beyond the end are entered one by one.
+        """
+        bits = max(2 * _FIRST_CAPACITY, 2 * self.used + 1).bit_length()
+        self._shift = 64 - bits
+        self._mask = (1 << bits) - 1
+        self._index: NDArray[np.uint32] = np.zeros(1 << bits, np.uint32)
+        keys = (self._home(self.address[: self.used]) << 32) | np.arange(self.used)
+        keys.sort()
+        rows = keys & 0xFFFF_FFFF
+        place = np.arange(self.used)
+        slots = np.maximum.accumulate((keys >> 32) - place) + place
+        within = int(np.searchsorted(slots, 1 << bits))
+        self._index[slots[:within]] = rows[:within] + 1
+        self._enter(rows[within:])
+
+    def _reserve(self, capacity: int) -> None:
+        """Make room for `capacity` rows: half as many again each time, of which what is not used is never touched."""
+        if capacity <= self.address.size:
+            return
+        capacity = max(capacity, self.address.size * 3 // 2)
+        for name, dtype in _COLUMNS:
+            grown: NDArray[Any] = np.empty(capacity, dtype)
+            grown[: self.used] = getattr(self, name)[: self.used]
+            setattr(self, name, grown)

@@ -1,0 +1,187 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from frida_rtetrack.errors import NotLive, RtetrackError
+from frida_rtetrack.host import DEFAULT_DUMP_PATH, ENGINES, MAX_FRAMES, VERSION, Host, Options
+from frida_rtetrack.repl import Prompt
+from frida_rtetrack.reporters import summary_file, text
+from frida_rtetrack.reporters.console import ConsoleReporter, print_help_of
+from frida_rtetrack.terminal import ProgramTerminal
+
+EXIT_TOOL_FAILED = 125
+"""As env(1) and timeout(1) do: not a status that a program is likely to have of its own."""
+
+
+def _tracking_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(
+        (
+            click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True, help="How to hook and unwind."),
+            click.option("--lib", "library", metavar="NAME", envvar="RTE_MALLOC_TRACK_DPDK_LIBNAME",
+                         help="The module with DPDK in it (default: whichever defines its functions)."),
+            click.option("--backtrace/--no-backtrace", default=True, envvar="RTE_MALLOC_TRACK_BACKTRACE", help="Record stacks (default)."),
+            click.option("--free-backtrace/--no-free-backtrace", default=True, help="Record the stacks of frees too (default)."),
+            click.option("--max-frames", type=click.IntRange(1, MAX_FRAMES), default=64, show_default=True, help="Frames of a stack."),
+            click.option("--buffer", "buffer_mib", type=click.IntRange(1, 16384), default=64, show_default=True, metavar="MIB",
+                         help="Size of the event ring in MiB."),
+            click.option("--dump-file", type=click.Path(path_type=Path), default=DEFAULT_DUMP_PATH, show_default=True,
+                         envvar="RTE_MALLOC_TRACK_DUMP_FILE", help="Where SIGRTMIN and bad frees write the live allocations."),
+            click.option("--dump-on-bad-free/--no-dump-on-bad-free", default=True, help="Write the dump at a bad free (default)."),
+            click.option("--summary", "summary_path", type=click.Path(path_type=Path), metavar="FILE", help="Write the summary as JSON."),
+            click.option("--no-repl", is_flag=True, help="No prompt (the default where standard input is no terminal)."),
+            click.option("--quiet", is_flag=True, help="Print bad frees and problems only."),
+        )
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(VERSION, prog_name="rtetrack-frida", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Track the memory that a program takes from DPDK's heap: allocations, leaks, stray and duplicate frees."""
+
+
+@cli.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@_tracking_options
+@click.argument("program")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def spawn(program: str, arguments: tuple[str, ...], **options: Any) -> None:
+    """Run PROGRAM with ARGUMENTS, tracked from its first instruction.
+
+    Everything after PROGRAM is the program's. The exit status is the program's too (128+N if signal N killed it), and
+    125 if rtetrack-frida itself failed.
+    """
+    run = _Run(**options)
+    sys.exit(run.spawn((program, *arguments)))
+
+
+@cli.command()
+@_tracking_options
+@click.option("--duration", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Leave after so long.")
+@click.argument("target", metavar="PID|NAME")
+def attach(target: str, duration: float | None, **options: Any) -> None:
+    """Join the running process PID or NAME; it runs on when you leave."""
+    run = _Run(**options)
+    sys.exit(run.attach(target, duration))
+
+
+class _Run:
+    """One run of a command: the host, the reporter and what signals do."""
+
+    def __init__(
+        self, *, summary_path: Path | None, no_repl: bool, quiet: bool, dump_file: Path, **tracking: Any
+    ) -> None:
+        self._options = Options(dump_path=dump_file, **tracking)
+        self._summary_path = summary_path
+        self._reporter = ConsoleReporter(quiet=quiet)
+        self._quiet = quiet
+        self._with_prompt = not no_repl and sys.stdin.isatty() and sys.stdout.isatty()
+        self._interrupts = 0
+        self._spawned = False
+        self._host: Host
+        if summary_path is not None:
+            summary_file.check_writable(summary_path)
+
+    def spawn(self, argv: tuple[str, ...]) -> int:
+        self._spawned = True
+        terminal = ProgramTerminal(self._reporter.output) if self._with_prompt else None
+        with Host.spawn(
+            argv, self._options, self._reporter, terminal=terminal and terminal.slave, resume=False
+        ) as self._host:
+            with self._signals():
+                if terminal is not None:
+                    terminal.start()
+                self._host.resume()
+                self._stay(None, terminal)
+                ending = self._host.wait_for_exit()
+            if terminal is not None:
+                terminal.close()
+            self._conclude()
+        if ending.exit_status is not None:
+            return ending.exit_status
+        return 128 + ending.signal if ending.signal is not None else 0
+
+    def attach(self, target: str, duration: float | None) -> int:
+        with Host.attach(target, self._options, self._reporter) as self._host:
+            with self._signals():
+                self._stay(duration, None)
+                self._host.detach()
+            self._conclude()
+        return 0
+
+    def _stay(self, duration: float | None, terminal: ProgramTerminal | None) -> None:
+        if self._with_prompt:
+            Prompt(self._host, self._reporter, terminal, spawned=self._spawned).run(duration)
+        else:
+            self._host.wait(duration)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        handlers = {
+            signal.SIGRTMIN: self._on_dump_signal,
+            signal.SIGINT: self._on_interrupt,
+            signal.SIGTERM: self._on_end_signal,
+            signal.SIGHUP: self._on_end_signal,
+        }
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_dump_signal(self, number: int, frame: FrameType | None) -> None:
+        self._host.dump_soon("SIGRTMIN to rtetrack-frida")
+
+    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._interrupts += 1
+        with contextlib.suppress(NotLive):
+            if not self._spawned:
+                self._host.leave()
+            elif self._interrupts == 1:
+                self._host.send_signal(signal.SIGINT)
+            else:
+                self._host.kill()
+
+    def _on_end_signal(self, number: int, frame: FrameType | None) -> None:
+        with contextlib.suppress(NotLive):
+            if self._spawned:
+                self._host.send_signal(number)
+            else:
+                self._host.leave()
+
+    def _conclude(self) -> None:
+        found = self._host.summary()
+        if not self._quiet:
+            self._reporter.say(*text.summary(found))
+        if not self._host.hooks:
+            self._reporter.problem(
+                f"{os.path.basename(found.argv[0]) if found.argv else 'The program'} never loaded DPDK: no module defined "
+                "rte_malloc_socket and rte_free (exported names and .symtab were searched)."
+            )
+        if self._summary_path is not None:
+            try:
+                summary_file.write(self._summary_path, found)
+            except OSError as error:
+                raise RtetrackError(f"The summary cannot be written to {self._summary_path}: {error.strerror}.") from None
+
+
+def main() -> None:
+    """The command `rtetrack-frida`."""
+    try:
+        cli()
+    except RtetrackError as error:
+        print_help_of(error)
+        sys.exit(EXIT_TOOL_FAILED)

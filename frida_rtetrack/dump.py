@@ -1,0 +1,183 @@
+"""The dump file: a CSV line for every live allocation, written whole or not at all.
+
+    Addr,Size,Type,Backtrace
+    0x140c27f80,81920,rte_service_core_states,/usr/lib/librte_eal.so.23(rte_service_init+0x4c) [0x7f0c2a1d0e4c] ...
+
+Fields are quoted as RFC 4180 says; lines end in "\\n", as rteMallocTrack wrote them. A type is the program's own bytes,
+in whatever encoding: they are in the file as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import errno
+import itertools
+import os
+import re
+import secrets
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frida_rtetrack.errors import RtetrackError
+
+HEADER = b"Addr,Size,Type,Backtrace"
+UNKNOWN_TYPE = b"<unknown>"
+NO_BACKTRACE = "<NA>"
+
+_ROWS_PER_WRITE = 1 << 13
+_NEEDS_QUOTES = re.compile(rb'[",\r\n]')
+_FRAME = re.compile(r"(.*?\[0x[0-9a-f]+\])(?: |\Z)", re.DOTALL)
+_HINTS = {
+    errno.ENOENT: "Create its directory, or name another file with --dump-file.",
+    errno.ENOSPC: "Free some space, or name a file on another disk with --dump-file.",
+    errno.EPERM: "It belongs to another user: name another file with --dump-file.",
+}
+
+
+class DumpError(RtetrackError):
+    """The dump file cannot be written. Whatever was at its path is still there, unchanged."""
+
+    HINT = "Name another file with --dump-file."
+
+
+@dataclass(frozen=True, slots=True)
+class DumpRow:
+    """A line of a dump. `type` and `backtrace` keep bytes that are not UTF-8 as surrogates (PEP 383)."""
+
+    address: int
+    size: int
+    type: str
+    backtrace: str
+
+
+def write_dump(
+    path: str | os.PathLike[str],
+    blocks: NDArray[np.void],
+    label_text: Callable[[int], bytes | None],
+    stack_text: Callable[[int], str],
+) -> None:
+    """Writes the live blocks to `path`, largest first, equal ones by address. A new file replaces what was there, mode 0600.
+
+    A symlink at `path` is replaced, never followed. Anything but a regular file or a link to one is left alone.
+
+    Args:
+        blocks: shape (live blocks,), with unsigned fields address, size (bytes), label and stack; others are ignored.
+        label_text: a label's text, None for a NULL type. A C string: it ends at its first NUL.
+        stack_text: a stack's formatted frames; called once for each distinct stack but 0, which has none.
+
+    Raises:
+        DumpError: the file cannot be written; nothing is left behind.
+    """
+    directory, name = os.path.split(os.path.abspath(path))
+    temporary = f".{name[:200]}.{secrets.token_hex(8)}.tmp"
+    try:
+        directory_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _dump_error(path, error) from error
+    try:
+        _check_replaceable(path, name, directory_fd)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        file_fd = os.open(temporary, flags, 0o600, dir_fd=directory_fd)
+        try:
+            with open(file_fd, "wb") as file:
+                _write_rows(file, blocks, label_text, stack_text)
+            os.replace(temporary, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=directory_fd)
+            raise
+    except OSError as error:
+        raise _dump_error(path, error) from error
+    finally:
+        os.close(directory_fd)
+
+
+def read_dump(path: str | os.PathLike[str]) -> list[DumpRow]:
+    """The rows of a dump file, in its order.
+
+    Raises:
+        ValueError: it is no dump file.
+        OSError: it cannot be read.
+    """
+    limit = csv.field_size_limit(1 << 30)  # a backtrace may be longer than the module's 128 KiB
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            rows = csv.reader(file, strict=True)
+            if next(rows, None) != HEADER.decode().split(","):
+                raise ValueError(f"{os.fspath(path)} is no dump: it does not begin with {HEADER.decode()}")
+            return [DumpRow(int(address, 16), int(size), kind, backtrace) for address, size, kind, backtrace in rows]
+    except csv.Error as error:
+        raise ValueError(f"{os.fspath(path)} is damaged: {error}") from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def split_frames(backtrace: str) -> list[str]:
+    """The frames of a dump's backtrace, innermost first; [] for `<NA>`.
+
+    C++ names have spaces, so a space alone does not end a frame: `[0xADDRESS]` and a space, or the end, does.
+    """
+    return _FRAME.findall(backtrace)
+
+
+def _write_rows(
+    file: BinaryIO,
+    blocks: NDArray[np.void],
+    label_text: Callable[[int], bytes | None],
+    stack_text: Callable[[int], str],
+) -> None:
+    labels, label_of = np.unique(blocks["label"], return_inverse=True)
+    stacks, stack_of = np.unique(blocks["stack"], return_inverse=True)
+    types = [_quoted(_type_bytes(label_text(int(label)))) + b"," for label in labels]
+    backtraces = [_quoted(_backtrace_bytes(int(stack), stack_text)) + b"\n" for stack in stacks]
+
+    file.write(HEADER + b"\n")
+    order = np.lexsort((blocks["address"], ~blocks["size"].astype(np.uint64)))
+    for start in range(0, len(order), _ROWS_PER_WRITE):
+        rows = order[start : start + _ROWS_PER_WRITE]
+        numbers = zip(blocks["address"][rows].tolist(), blocks["size"][rows].tolist(), strict=True)
+        lines = zip(
+            map(b"%#x,%d,".__mod__, numbers),
+            map(types.__getitem__, label_of[rows].tolist()),
+            map(backtraces.__getitem__, stack_of[rows].tolist()),
+            strict=True,
+        )
+        file.write(b"".join(itertools.chain.from_iterable(lines)))
+
+
+def _type_bytes(text: bytes | None) -> bytes:
+    return UNKNOWN_TYPE if text is None else text.split(b"\0", 1)[0]
+
+
+def _backtrace_bytes(stack: int, stack_text: Callable[[int], str]) -> bytes:
+    text = stack_text(stack) if stack else NO_BACKTRACE
+    return (text or NO_BACKTRACE).encode("utf-8", "surrogateescape")
+
+
+def _quoted(field: bytes) -> bytes:
+    """A CSV field, RFC 4180 section 2: in quotes, with quotes doubled, where it has to be."""
+    return b'"' + field.replace(b'"', b'""') + b'"' if _NEEDS_QUOTES.search(field) else field
+
+
+def _check_replaceable(path: str | os.PathLike[str], name: str, directory_fd: int) -> None:
+    """Refuses to put a file in the place of a directory, device, pipe or socket, be it through a link (/dev/stdout)."""
+    try:
+        mode = os.lstat(name, dir_fd=directory_fd).st_mode
+        if stat.S_ISLNK(mode):
+            leads_to_process = os.readlink(name, dir_fd=directory_fd).startswith("/proc/")
+            mode = stat.S_IFIFO if leads_to_process else os.stat(name, dir_fd=directory_fd).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        raise DumpError(f"Cannot write the dump {os.fspath(path)}: there is something that is no regular file.")
+
+
+def _dump_error(path: str | os.PathLike[str], error: OSError) -> DumpError:
+    hint = _HINTS.get(error.errno or 0)
+    return DumpError(f"Cannot write the dump {os.fspath(path)}: {error.strerror or error}.", hint)

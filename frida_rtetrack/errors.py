@@ -1,0 +1,89 @@
+"""Every error a user can meet. Each is one sentence of what happened; its HINT says what to do about it."""
+
+from __future__ import annotations
+
+
+class RtetrackError(Exception):
+    """Base class: `str(error)` is what happened, `error.hint` what to do about it."""
+
+    HINT = ""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = self.HINT if hint is None else hint
+
+
+class NoSuchProgram(RtetrackError):
+    """The program to spawn does not exist or cannot be run."""
+
+    HINT = "Give the path of an executable, or a name that is found in PATH."
+
+
+class NoSuchProcess(RtetrackError):
+    """There is no process with this pid or name."""
+
+    HINT = "List the processes with `ps -e` and give a pid or an exact process name."
+
+
+class AmbiguousName(RtetrackError):
+    """More than one process has this name."""
+
+    HINT = "Give the pid of one of them."
+
+
+class NotPermitted(RtetrackError):
+    """The kernel does not let this user trace that process."""
+
+
+class WrongMachine(RtetrackError):
+    """The program is built for another machine."""
+
+    HINT = "Run rtetrack-frida on the machine that the program is built for."
+
+
+class StaticProgram(RtetrackError):
+    """The program is fully static: there is no dynamic loader that could take the agent in."""
+
+    HINT = "Link it as a dynamic executable (DPDK itself may be linked statically into it)."
+
+
+class NoDpdk(RtetrackError):
+    """The process has no module that defines DPDK's allocation functions."""
+
+
+class LibraryNotFound(RtetrackError):
+    """`--lib` names no module of the process."""
+
+
+class AlreadyTracked(RtetrackError):
+    """Another rtetrack-frida tracks this process."""
+
+    HINT = "Leave the other one first (`quit` at its prompt, or Ctrl-C)."
+
+
+class TargetEnded(RtetrackError):
+    """The process ended before or while it was being tracked."""
+
+    HINT = "Start it again, with `rtetrack-frida spawn` to see it from its first instruction."
+
+
+class AgentFailed(RtetrackError):
+    """The agent could not do its work in the target."""
+
+    HINT = "Please report this with the program, Frida's version and the kernel's."
+
+
+class AgentTimeout(RtetrackError):
+    """The agent did not answer in time."""
+
+    HINT = "Is the process stopped (state T in `ps`)? Let it run with `kill -CONT PID` and try again."
+
+
+class NotLive(RtetrackError):
+    """What was asked for needs the target, and it has ended or was detached."""
+
+    HINT = "Only what was recorded can still be asked for: dump, stats, top, show, bad."
+
+
+class BadUsage(RtetrackError):
+    """An option or a command makes no sense."""

@@ -1,0 +1,694 @@
+"""Host: one tracked target, from spawn or attach to its end.
+
+It puts the agent into the target, drains the event ring on a thread of its own into the tracking map, and answers
+whatever the prompt, the command line or a script asks. It prints nothing: what happens is told to an Observer.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import select
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import frida
+
+from frida_rtetrack import badfree, process, summary
+from frida_rtetrack.agentlink import AgentLink, limited, native_source
+from frida_rtetrack.badfree import BadFreeReport
+from frida_rtetrack.dump import DumpError, write_dump
+from frida_rtetrack.errors import (
+    AgentFailed,
+    AgentTimeout,
+    LibraryNotFound,
+    NoDpdk,
+    NotLive,
+    RtetrackError,
+    TargetEnded,
+)
+from frida_rtetrack.events import EventBatch, Kind, Mark
+from frida_rtetrack.launch import GatedProgram, launch
+from frida_rtetrack.names import Names
+from frida_rtetrack.ring import RingReader, SessionMemory
+from frida_rtetrack.summary import CallSite, Ending, Summary
+from frida_rtetrack.tracking import BadFree, Lookup, TrackingMap
+
+DEFAULT_DUMP_PATH = Path("/tmp/rteMallocTrackMapDump.txt")
+ENGINES = ("auto", "portable")
+PORTABLE_FRAMES = 16
+MAX_FRAMES = 256
+IDLE_SECONDS = 0.01
+HEARTBEAT_SECONDS = 0.25
+UNLOAD_SECONDS = 30.0
+BAD_FREE_DUMP_SECONDS = 1.0
+BAD_FREES_KEPT = 100_000
+
+try:
+    VERSION = version("rtetrack-frida")
+except PackageNotFoundError:  # run from the source folder
+    VERSION = "0+source"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to track. The command line's options, with their defaults."""
+
+    engine: str = "auto"
+    library: str | None = None
+    """The module with DPDK in it; None: whichever defines the functions."""
+    backtrace: bool = True
+    free_backtrace: bool = True
+    max_frames: int = 64
+    buffer_mib: int = 64
+    """Size of the event ring."""
+    dump_path: Path = DEFAULT_DUMP_PATH
+    dump_on_bad_free: bool = True
+
+
+class Observer:
+    """What happens to a target, told on the host's threads. Override what is of interest; do not block for long."""
+
+    def hooked(self, hooks: list[dict[str, str]]) -> None:
+        """DPDK was found in a module and its functions are hooked ({function, module, address, how} each)."""
+
+    def bad_free(self, report: BadFreeReport) -> None:
+        """The program freed what it must not."""
+
+    def dumped(self, path: Path, blocks: int, why: str) -> None:
+        """The dump file was written."""
+
+    def problem(self, text: str) -> None:
+        """Something went wrong; the tracking goes on."""
+
+    def output(self, data: bytes) -> None:
+        """The program wrote to its terminal (only where the host holds it)."""
+
+    def ended(self, ending: Ending) -> None:
+        """The target is gone or was let go, and everything it recorded has been read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A moment's figures. Bytes and events; rates are per second since the figures were last asked for."""
+
+    engine: str
+    hooks: tuple[dict[str, str], ...]
+    seconds: float
+    live_blocks: int
+    live_bytes: int
+    peak_blocks: int
+    peak_bytes: int
+    allocations: int
+    frees: int
+    resizes: int
+    failed: int
+    allocated_bytes: int
+    allocations_per_second: float
+    frees_per_second: float
+    by_type: tuple[tuple[str, int, int], ...]
+    """(type, blocks, bytes), most bytes first."""
+    by_socket: tuple[tuple[int, int, int], ...]
+    """(socket asked for, -1 any; blocks, bytes)."""
+    lost: int
+    bad_frees: int
+    paused: bool
+    recording: bool
+    ring_waits: int = 0
+    cut_stacks: dict[str, int] = field(default_factory=dict)
+
+
+class Host:
+    """A target under tracking. Make one with `Host.spawn` or `Host.attach`; use it as a context manager.
+
+    >>> with Host.attach(4711) as host:
+    ...     host.wait(10)
+    ...     host.dump("/tmp/dump.txt")
+    """
+
+    def __init__(self, options: Options, observer: Observer | None = None) -> None:
+        """Use `spawn` or `attach`."""
+        self.options = options
+        self.observer = observer or Observer()
+        self.pid = 0
+        self.argv: tuple[str, ...] = ()
+        self.engine = ""
+        self.hooks: list[dict[str, str]] = []
+        self.tracking = TrackingMap()
+        self.bad_frees: list[BadFreeReport] = []
+        self.bad_frees_not_kept = 0
+        self.paused = False
+        self.ending: Ending | None = None
+        self.names: Names
+        self._memory: SessionMemory
+        self._reader: RingReader
+        self._frida: frida.core.Session | None = None
+        self._agent: AgentLink | None = None
+        self._gated: GatedProgram | None = None
+        self._pidfd = -1
+        self._lock = threading.RLock()
+        self._stop_draining = threading.Event()
+        self._over = threading.Event()
+        self._left = threading.Event()
+        self._detaching = False
+        self._replaced = False
+        self._status: os.waitid_result | None = None
+        self._work: queue.Queue[tuple[str, Any]] = queue.Queue()
+        self._threads: list[threading.Thread] = []
+        self._started = time.monotonic()
+        self._last_rates = (self._started, 0, 0)
+        self._last_bad_free_dump = 0.0
+        self._bad_free_dump_due = False
+        self._bad_frees_found = 0
+
+    # ---- beginning ----
+
+    @classmethod
+    def spawn(
+        cls,
+        argv: Sequence[str],
+        options: Options | None = None,
+        observer: Observer | None = None,
+        *,
+        terminal: int | None = None,
+        resume: bool = True,
+    ) -> Host:
+        """Starts the program `argv[0]` with the arguments `argv[1:]`, tracked from before its first instruction.
+
+        `terminal`: a terminal's descriptor to be the program's standard streams, instead of the caller's. With
+        `resume=False` the program waits for `resume()`. Raises RtetrackError.
+        """
+        host = cls(options or Options(), observer)
+        path = process.find_program(argv[0])
+        process.check_executable(os.path.realpath(path), argv[0])
+        gated = launch(path, argv, terminal=terminal)
+        host._gated = gated
+        try:
+            host._begin(gated.pid, gated.session, tuple(argv))
+        except BaseException:
+            _end_process(gated)
+            raise
+        if resume:
+            host.resume()
+        return host
+
+    @classmethod
+    def attach(cls, target: int | str, options: Options | None = None, observer: Observer | None = None) -> Host:
+        """Joins the running process `target`, a pid or a process name. Raises RtetrackError."""
+        host = cls(options or Options(), observer)
+        pid = process.find_process(str(target))
+        process.check_attachable(pid)
+        try:
+            session = limited(lambda: frida.get_local_device().attach(pid))
+        except frida.ProcessNotFoundError:
+            raise process.NoSuchProcess(f"There is no process {pid}.") from None
+        except (frida.PermissionDeniedError, frida.NotSupportedError) as error:
+            if isinstance(error, frida.PermissionDeniedError):
+                raise process.not_permitted(pid) from error
+            raise AgentFailed(f"Frida cannot attach to process {pid}: {error}.") from error
+        host.tracking.mark_incomplete()
+        try:
+            host._begin(pid, session, tuple(process.command_line(pid)))
+            host._check_dpdk_was_found()
+        except BaseException:
+            host.detach()
+            raise
+        return host
+
+    def _begin(self, pid: int, session: frida.core.Session, argv: tuple[str, ...]) -> None:
+        self.pid, self.argv, self._frida = pid, argv, session
+        self._pidfd = os.pidfd_open(pid)
+        session.on("detached", self._on_frida_detached)
+        self._agent = AgentLink(session, self._on_agent_message)
+        target_fd = self._agent.call("create_session", process.SESSION_NAME)
+        fd = os.open(f"/proc/{pid}/fd/{target_fd}", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self._memory = SessionMemory.create(fd, self.options.buffer_mib)
+        finally:
+            os.close(fd)
+        self.names = Names(self._memory, root=f"/proc/{pid}/root")
+        self._reader = RingReader(self._memory, self._thread_alive)
+        self._start_thread(self._keep_heartbeat)
+        self._start_thread(self._drain)
+        self._start_thread(self._do_work)
+        state = self._agent.call("start", target_fd, self._agent_options(), native_source(*NATIVE_FILES))
+        self.engine = state["engine"]
+
+    def _agent_options(self) -> dict[str, Any]:
+        options = self.options
+        return {
+            "engine": options.engine,
+            "library": options.library,
+            "maxFrames": options.max_frames,
+            "allocationBacktrace": options.backtrace,
+            "freeBacktrace": options.backtrace and options.free_backtrace,
+            "signal": int(signal.SIGRTMIN),
+            "sessionBytes": self._memory.counter("total_bytes"),
+            "populateBytes": self._memory.counter("stacks_offset"),
+        }
+
+    def _check_dpdk_was_found(self) -> None:
+        if self.hooks:
+            return
+        assert self._agent is not None
+        names = [os.path.basename(path) for path in self._agent.call("module_names")]
+        if self.options.library is not None:
+            close = [name for name in names if "rte" in name or self.options.library.split(".")[0] in name]
+            raise LibraryNotFound(
+                f"--lib {self.options.library} names no module of process {self.pid} with DPDK's allocation functions in it.",
+                f"Modules that come close: {', '.join(close[:8]) or 'none'}. Without --lib, every module is searched.",
+            )
+        close = [name for name in names if name.startswith("librte_")]
+        raise NoDpdk(
+            f"Process {self.pid} has no module that defines rte_malloc_socket and rte_free "
+            f"({len(names)} modules were searched, exported names and .symtab).",
+            f"Modules that come close: {', '.join(close[:8])}." if close
+            else "Is it the right process? If it loads DPDK later, start it with `rtetrack-frida spawn`.",
+        )  # fmt: skip
+
+    def resume(self) -> None:
+        """Lets a program that was spawned with `resume=False` run."""
+        assert self._gated is not None
+        self._gated.resume()
+
+    def _start_thread(self, run: Any) -> None:
+        thread = threading.Thread(target=run, name=run.__name__.strip("_"), daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    # ---- Frida's messages ----
+
+    def _on_agent_message(self, message: dict[str, Any]) -> None:
+        if message["type"] == "hooked":
+            self.hooks.extend(message["hooks"])
+            self._work.put(("hooked", message["hooks"]))
+        elif message["type"] == "error":
+            self._work.put(("problem", f"In the target: {message['text']}"))
+
+    def _on_frida_detached(self, reason: str, crash: Any) -> None:
+        if reason == "process-replaced":
+            self._replaced = True
+        if not self._detaching:
+            self._stop_draining.set()
+
+    # ---- the way of the events ----
+
+    def _keep_heartbeat(self) -> None:
+        while not self._over.wait(HEARTBEAT_SECONDS):
+            self._memory.heartbeat()
+
+    def _thread_alive(self, process_number: int, tid: int) -> bool:
+        return process.thread_exists(self._memory.pid(process_number), tid)
+
+    def _target_is_gone(self) -> bool:
+        return bool(select.select([self._pidfd], [], [], 0)[0])
+
+    def _drain(self) -> None:
+        try:
+            idle = IDLE_SECONDS
+            while True:
+                last = self._stop_draining.is_set() or self._target_is_gone()
+                batch = self._reader.read()
+                if len(batch):
+                    self._apply(batch)
+                    idle = IDLE_SECONDS
+                elif last and self._reader.pending() == 0:
+                    break
+                else:
+                    self._stop_draining.wait(idle)
+                    idle = min(idle * 1.2, 5 * IDLE_SECONDS)
+                self._dump_if_due()
+        except Exception as error:  # a bug of ours must not leave the user waiting for ever
+            self._work.put(("problem", f"Reading the events failed: {error!r}. The figures end here."))
+        self._conclude()
+
+    def _apply(self, batch: EventBatch) -> None:
+        """Gives the batch to the tracking map, cut at the marks that must see the map as it is there."""
+        start = 0
+        now = time.monotonic_ns()
+        for at in (batch["kind"] == Kind.MARK).nonzero()[0]:
+            self._apply_events(batch[start:at], now)
+            self._on_mark(Mark(int(batch["api"][at])))
+            start = int(at) + 1
+        self._apply_events(batch[start:], now)
+
+    def _apply_events(self, events: EventBatch, now_ns: int) -> None:
+        if not len(events):
+            return
+        with self._lock:
+            found = self.tracking.apply(events, now_ns)
+        if found:
+            self._bad_frees_found += len(found)
+            self._work.put(("bad_frees", found))
+            self._bad_free_dump_due = self.options.dump_on_bad_free
+
+    def _on_mark(self, mark: Mark) -> None:
+        if mark is Mark.SIGNAL:
+            self._queue_dump(self.options.dump_path, "SIGRTMIN")
+
+    def _dump_if_due(self) -> None:
+        now = time.monotonic()
+        if self._bad_free_dump_due and now - self._last_bad_free_dump >= BAD_FREE_DUMP_SECONDS:
+            self._bad_free_dump_due = False
+            self._last_bad_free_dump = now
+            self._queue_dump(self.options.dump_path, "bad free")
+
+    def _queue_dump(self, path: Path, why: str) -> None:
+        with self._lock:
+            live = self.tracking.live()
+        self._work.put(("dump", (path, why, live)))
+
+    def _conclude(self) -> None:
+        if self._bad_free_dump_due:
+            self._bad_free_dump_due = False
+            self._queue_dump(self.options.dump_path, "bad free")
+        self._work.put(("conclude", None))
+
+    # ---- what takes time, off the way of the events ----
+
+    def _do_work(self) -> None:
+        while True:
+            task, argument = self._work.get()
+            try:
+                if task == "conclude":
+                    self._finish()
+                    return
+                self._do(task, argument)
+            except Exception as error:  # an observer's mistake must not end the tracking
+                self._report_failure(task, error)
+
+    def _do(self, task: str, argument: Any) -> None:
+        if task == "bad_frees":
+            for found in argument:
+                self._report_bad_free(found)
+        elif task == "dump":
+            path, why, live = argument
+            try:
+                self._write_dump(path, live)
+                self.observer.dumped(path, len(live), why)
+            except (DumpError, OSError) as error:
+                self.observer.problem(str(error))
+        elif task == "hooked":
+            self.observer.hooked(argument)
+        elif task == "problem":
+            self.observer.problem(argument)
+        elif task == "sync":
+            argument.set()
+
+    def _report_failure(self, task: str, error: Exception) -> None:
+        try:
+            self.observer.problem(f"Handling of {task} failed: {error!r}.")
+        except Exception:  # nobody is left to tell
+            pass
+
+    def _report_bad_free(self, found: BadFree) -> None:
+        if len(self.bad_frees) >= BAD_FREES_KEPT:
+            self.bad_frees_not_kept += 1
+            return
+        report = badfree.explain(len(self.bad_frees) + 1, found, self.names)
+        self.bad_frees.append(report)
+        self.observer.bad_free(report)
+
+    def _write_dump(self, path: Path, live: Any) -> None:
+        write_dump(path, live, self._dump_label, self.names.stack_text)
+
+    def _dump_label(self, number: int) -> bytes | None:
+        return self.names.label(number)
+
+    def _finish(self) -> None:
+        self.ending = self._how_it_ended()
+        self._over.set()
+        self.observer.ended(self.ending)
+
+    def _how_it_ended(self) -> Ending:
+        if self._detaching:
+            return Ending(None, None, "detached")
+        if self._replaced and not self._target_is_gone():
+            return Ending(None, None, "replaced")
+        select.select([self._pidfd], [], [], 5)
+        if self._gated is None:
+            return Ending(None, None, "gone")
+        status = self._reap()
+        if status is None:
+            return Ending(None, None, "gone")
+        if status.si_code == os.CLD_EXITED:
+            return Ending(status.si_status, None, "exited")
+        return Ending(None, status.si_status, "killed")
+
+    def _reap(self) -> os.waitid_result | None:
+        """Takes the spawned program's exit status; it must have ended or this waits."""
+        if self._status is None and self._gated is not None:
+            try:
+                self._status = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+            except ChildProcessError:
+                return None
+            if self._status is not None:
+                self._gated.reaped(self._status.si_status)
+        return self._status
+
+    # ---- ending ----
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Waits until the tracking is over (the target ended or was detached). False: not within `seconds`, or `leave`."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while not self._over.wait(0.1 if deadline is None else max(0.0, min(0.1, deadline - time.monotonic()))):
+            if self._left.is_set() or (deadline is not None and time.monotonic() >= deadline):
+                return False
+        return True
+
+    def wait_for_exit(self) -> Ending:
+        """Waits until a spawned program is gone, also after it was detached or has replaced itself."""
+        self.wait()
+        if self._gated is not None:
+            status = self._reap()
+            if status is not None:
+                exited = status.si_code == os.CLD_EXITED
+                self.ending = Ending(*((status.si_status, None, "exited") if exited else (None, status.si_status, "killed")))
+        assert self.ending is not None
+        return self.ending
+
+    def detach(self) -> None:
+        """Takes the agent out of the target, which runs on at its old speed, and reads what it recorded until then."""
+        if self._over.is_set():
+            return
+        self._detaching = True
+        problem = None
+        if self._agent is not None:
+            try:
+                self._agent.unload(UNLOAD_SECONDS)
+            except RtetrackError as error:
+                problem = error
+        self._stop_draining.set()
+        if self._frida is not None:
+            try:
+                limited(self._frida.detach, UNLOAD_SECONDS)
+            except (RtetrackError, frida.InvalidOperationError):
+                pass
+        if not self._threads:
+            self._over.set()
+            return
+        self._over.wait(UNLOAD_SECONDS)
+        if isinstance(problem, TargetEnded):
+            return
+        if problem is not None:
+            raise problem
+
+    def leave(self) -> None:
+        """Makes `wait` return soon: for a signal handler, which must not wait itself. `close` or `detach` follows."""
+        self._left.set()
+
+    def end(self, patience_seconds: float = 5.0) -> None:
+        """Ends the target: SIGTERM, and SIGKILL if it is still there after `patience_seconds`."""
+        try:
+            self.send_signal(signal.SIGTERM)
+            if not select.select([self._pidfd], [], [], patience_seconds)[0]:
+                self.kill()
+        except NotLive:
+            pass
+
+    def kill(self) -> None:
+        """Kills the target (SIGKILL)."""
+        self.send_signal(signal.SIGKILL)
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal to the target. Raises NotLive where it is gone."""
+        try:
+            signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError:
+            raise NotLive("The program has already ended.") from None
+
+    def close(self) -> None:
+        """Detaches if that was not done, and gives everything back. What was recorded can still be asked for."""
+        self.detach()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(UNLOAD_SECONDS)
+        self._threads.clear()
+        if self._gated is not None and self._status is None and self._pidfd >= 0 and self._target_is_gone():
+            self._reap()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def __enter__(self) -> Host:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- questions ----
+
+    def sync(self, seconds: float = 5.0) -> None:
+        """Waits until everything that the target recorded before this call has been applied and reported."""
+        if not self._over.is_set():
+            head = self._memory.counter("head")
+            deadline = time.monotonic() + seconds
+            while self._reader.consumed < head and not self._over.is_set() and time.monotonic() < deadline:
+                time.sleep(0.002)
+            with self._lock:  # the batch that was taken out last has been applied
+                pass
+            done = threading.Event()
+            self._work.put(("sync", done))
+            while not done.wait(0.02) and not self._over.is_set() and time.monotonic() < deadline:
+                pass
+
+    def dump(self, path: str | os.PathLike[str] | None = None) -> tuple[Path, int]:
+        """Writes the live allocations to `path` (default: the options'). Returns the path and the number of blocks.
+
+        Raises DumpError where the file cannot be written.
+        """
+        self.sync()
+        target = Path(path) if path is not None else self.options.dump_path
+        with self._lock:
+            live = self.tracking.live()
+        self._write_dump(target, live)
+        return target, len(live)
+
+    def dump_soon(self, why: str) -> None:
+        """Has the dump file written with the heap as it is now, without waiting for it (SIGRTMIN to the host)."""
+        self._queue_dump(self.options.dump_path, why)
+
+    def stats(self) -> Stats:
+        """The figures of this moment."""
+        self.sync()
+        with self._lock:
+            totals = self.tracking.totals
+            now = time.monotonic()
+            then, allocations, frees = self._last_rates
+            self._last_rates = (now, totals.allocations, totals.frees)
+            span = max(now - then, 1e-9)
+            return Stats(
+                engine=self.engine,
+                hooks=tuple(self.hooks),
+                seconds=now - self._started,
+                live_blocks=self.tracking.live_blocks,
+                live_bytes=self.tracking.live_bytes,
+                peak_blocks=self.tracking.peak.blocks,
+                peak_bytes=self.tracking.peak.bytes,
+                allocations=totals.allocations,
+                frees=totals.frees,
+                resizes=totals.resizes,
+                failed=totals.failed,
+                allocated_bytes=totals.allocated_bytes,
+                allocations_per_second=(totals.allocations - allocations) / span,
+                frees_per_second=(totals.frees - frees) / span,
+                by_type=tuple(
+                    (self.names.label_text(int(row["label"])), int(row["blocks"]), int(row["bytes"]))
+                    for row in self.tracking.by_label()
+                ),
+                by_socket=tuple(
+                    (int(row["socket"]), int(row["blocks"]), int(row["bytes"])) for row in self.tracking.by_socket()
+                ),
+                lost=self.lost,
+                bad_frees=self._bad_frees_found,
+                paused=self.paused,
+                recording=not self._over.is_set(),
+                ring_waits=self._memory.counter("waits"),
+            )
+
+    @property
+    def lost(self) -> int:
+        """Events that were dropped: the ring stayed full, or a thread died while it wrote one."""
+        return self._memory.counter("lost") + self._reader.holes
+
+    def top(self, count: int = 10, by: str = "bytes") -> list[CallSite]:
+        """The call sites of what is live with the most "bytes" or "blocks", or the "oldest" block."""
+        self.sync()
+        with self._lock:
+            return summary.call_sites(self.tracking, self.names, count, by)
+
+    def find(self, address: int) -> Lookup:
+        """What is known of an address: see TrackingMap.find."""
+        self.sync()
+        with self._lock:
+            return self.tracking.find(address)
+
+    def summary(self) -> Summary:
+        """Everything that was found, as of now."""
+        with self._lock:
+            totals = self.tracking.totals
+            return Summary(
+                version=VERSION,
+                engine=self.engine,
+                pid=self.pid,
+                argv=self.argv,
+                ending=self.ending or Ending(None, None, "running"),
+                allocations=totals.allocations,
+                frees=totals.frees,
+                resizes=totals.resizes,
+                failed=totals.failed,
+                lost=self.lost,
+                allocated_bytes=totals.allocated_bytes,
+                live_blocks=self.tracking.live_blocks,
+                live_bytes=self.tracking.live_bytes,
+                peak_blocks=self.tracking.peak.blocks,
+                peak_bytes=self.tracking.peak.bytes,
+                bad_frees=tuple(self.bad_frees),
+                bad_frees_not_kept=self.bad_frees_not_kept,
+                call_sites=tuple(summary.call_sites(self.tracking, self.names, summary.CALL_SITES)),
+            )
+
+    # ---- commands ----
+
+    def pause(self) -> None:
+        """Stops recording: the program runs at nearly its bare speed until `resume_recording`."""
+        self._command("pause")
+        self.paused = True
+
+    def resume_recording(self) -> None:
+        """Records again. Blocks of the pause are unknown: their frees are counted, not accused."""
+        with self._lock:
+            self.tracking.mark_incomplete()
+        self._command("resume")
+        self.paused = False
+
+    def _command(self, method: str, *arguments: Any) -> Any:
+        if self._over.is_set() or self._agent is None:
+            raise NotLive("The program is not being tracked any more.")
+        try:
+            return self._agent.call(method, *arguments)
+        except TargetEnded:
+            raise NotLive("The program has ended.") from None
+        except AgentTimeout:
+            raise
+
+
+NATIVE_FILES = ("session.c", "portable.c", "sigmark.c")
+
+
+def _end_process(gated: GatedProgram) -> None:
+    try:
+        os.kill(gated.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, gated.pid, os.WEXITED)
+    except (ProcessLookupError, ChildProcessError):
+        pass
+    gated.reaped(-int(signal.SIGKILL))

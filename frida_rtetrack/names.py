@@ -1,0 +1,116 @@
+"""Numbers of the event stream -> what a user reads: the text of a type, the frames of a stack, a thread's name.
+
+Everything is looked up when somebody asks, and remembered: nothing here runs on the way of an event.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from frida_rtetrack.events import StackEnd
+from frida_rtetrack.process import thread_name
+from frida_rtetrack.ring import SessionMemory, StackRecord
+from frida_rtetrack.symbols import Frame, Module, ModuleMap, Symbolizer, format_frame
+
+_WHY_CUT = {
+    StackEnd.MAX_FRAMES: "more frames were not recorded (--max-frames)",
+    StackEnd.NO_UNWIND_TABLE: "the code has no unwind table here (JIT?): the callers are not known",
+    StackEnd.UNSUPPORTED_RULE: "the unwind table uses a rule that is not supported: the callers are not known",
+    StackEnd.OUT_OF_BOUNDS: "the next frame would lie outside of the thread's stack: the callers are not known",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A resolved stack: `frames` innermost first, inlined ones included; `cut` says why it is not whole, else None."""
+
+    frames: tuple[Frame, ...]
+    cut: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """A thread of the target."""
+
+    pid: int
+    tid: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"thread {self.tid} ({self.name})" if self.name else f"thread {self.tid}"
+
+
+class Names:
+    """Looks names up for one session. Safe to use from any thread."""
+
+    def __init__(self, memory: SessionMemory, root: str = "/") -> None:
+        """`root` is the directory that the target sees as /."""
+        self._memory = memory
+        self._modules = ModuleMap()
+        self._symbolizer = Symbolizer(self._modules, root=root)
+        self._modules_read = -1
+        self._epochs_read = -1
+        self._stacks: dict[int, Stack] = {}
+        self._dump_texts: dict[int, str] = {}
+        self._lock = threading.RLock()
+
+    def label(self, number: int) -> bytes | None:
+        """The type as the program gave it, None for NULL."""
+        with self._lock:
+            return self._memory.label(number)
+
+    def label_text(self, number: int, *, baseline: bool = False) -> str:
+        """The type for a reader: `<unknown>` for NULL, `<baseline>` for what was live before tracking began."""
+        if baseline:
+            return "<baseline>"
+        text = self.label(number)
+        return "<unknown>" if text is None else text.decode(errors="backslashreplace")
+
+    def thread(self, number: int) -> Thread:
+        """The thread with the name that it has now, or had at its first event if it is gone."""
+        with self._lock:
+            record = self._memory.thread(number)
+            pid = self._memory.pid(record.process)
+        return Thread(pid, record.tid, thread_name(pid, record.tid) or record.name)
+
+    def stack(self, number: int) -> Stack | None:
+        """The resolved stack, None for number 0 (backtraces were off, or the table was full)."""
+        if number == 0:
+            return None
+        with self._lock:
+            known = self._stacks.get(number)
+            if known is None:
+                record = self._memory.stack(number)
+                self._refresh_modules(record)
+                frames = self._symbolizer.resolve(record.process, record.epoch, record.addresses)
+                known = self._stacks[number] = Stack(tuple(frames), _WHY_CUT.get(record.end))
+            return known
+
+    def addresses(self, number: int) -> tuple[int, ...]:
+        """The stack's return addresses, innermost first; empty for number 0."""
+        with self._lock:
+            return self._memory.stack(number).addresses if number else ()
+
+    def stack_text(self, number: int) -> str:
+        """The stack as the dump file shows it: frames that are really there, separated by spaces; `<NA>` for 0."""
+        stack = self.stack(number)
+        if stack is None:
+            return "<NA>"
+        with self._lock:
+            text = self._dump_texts.get(number)
+            if text is None:
+                text = " ".join(format_frame(frame) for frame in stack.frames if not frame.inlined)
+                self._dump_texts[number] = text
+            return text
+
+    def _refresh_modules(self, record: StackRecord) -> None:
+        used = self._memory.counter("modules_used")
+        if used == self._modules_read and record.epoch <= self._epochs_read:
+            return
+        self._modules_read = used
+        self._epochs_read = max(self._epochs_read, record.epoch)
+        for module in self._memory.modules():
+            self._modules.add(
+                Module(module.path, module.base, module.size, module.process, module.loaded_epoch, module.unloaded_epoch)
+            )

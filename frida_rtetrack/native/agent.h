@@ -1,0 +1,59 @@
+/*
+ * The agent's state in the target: where the session memory is mapped, the switches, and the private indexes that find
+ * a stack or a label that was stored before.
+ */
+#ifndef RTETRACK_AGENT_H
+#define RTETRACK_AGENT_H
+
+#include "platform.h"
+#include "session.h"
+
+struct stack_index_entry { /* open addressing by hash; id is written before hash */
+    volatile uint64_t hash; /* 0: free */
+    volatile uint64_t id;
+};
+
+struct label_cache_entry { /* direct mapped, by the pointer of a label in memory that cannot change */
+    volatile uint64_t pointer;
+    volatile uint64_t label_and_epoch; /* label in the low 32 bits, module epoch in the high */
+};
+
+struct read_only_range {
+    volatile uint64_t start, end; /* end 0: free */
+};
+
+#define LABEL_CACHE_ENTRIES 4096
+#define LABEL_INDEX_ENTRIES 65536
+#define STACK_INDEX_ENTRIES (1 << 20)
+#define READ_ONLY_RANGES 4096
+#define MAX_FRAMES 256
+
+/* On pages of their own with MADV_WIPEONFORK: a forked child reads zeros, so `on` is off in it. */
+struct agent {
+    volatile uint32_t on; /* record events */
+    uint32_t process;     /* our index in session_header.processes */
+    volatile uint32_t epoch; /* how many modules were unloaded so far */
+    uint32_t pid;
+    struct session_header *header;
+    struct event *ring;
+    uint64_t ring_mask, ring_capacity;
+    uint32_t ring_shift;
+    tls_key_t thread_key;
+    uint64_t *stacks;
+    uint8_t *labels;
+    struct thread_slot *threads;
+    uint8_t *modules;
+    volatile uint64_t tail_seen; /* a tail read earlier: never ahead of the real one */
+    uint32_t max_frames;
+    uint32_t allocation_backtrace, free_backtrace; /* switches */
+    volatile uint32_t stack_lock, label_lock;
+    struct stack_index_entry *stack_index;
+    struct label_cache_entry *label_cache;
+    volatile uint32_t *label_index;
+    struct read_only_range *read_only;
+    volatile uint64_t read_only_used; /* entries ever used */
+};
+
+extern struct agent agent;
+
+#endif

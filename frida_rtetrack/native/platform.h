@@ -1,0 +1,92 @@
+/*
+ * What differs between the two compilers that build this folder: TinyCC inside the target (Frida's CModule) and the
+ * system's compiler in the unit tests. TinyCC has neither __atomic builtins nor __thread, and miscompiles "m" operands
+ * that are reached through a pointer: every operand below is a register.
+ */
+#ifndef RTETRACK_PLATFORM_H
+#define RTETRACK_PLATFORM_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __TINYC__
+#include <glib.h>
+#include <gum/gumtls.h>
+typedef GumTlsKey tls_key_t;
+static void *tls_get(tls_key_t key) { return gum_tls_key_get_value(key); }
+static void tls_set(tls_key_t key, void *value) { gum_tls_key_set_value(key, value); }
+static tls_key_t tls_new(void) { return gum_tls_key_new(); }
+static void tls_free(tls_key_t key) { gum_tls_key_free(key); }
+#else
+#include <pthread.h>
+typedef pthread_key_t tls_key_t;
+static inline void *tls_get(tls_key_t key) { return pthread_getspecific(key); }
+static inline void tls_set(tls_key_t key, void *value) { pthread_setspecific(key, value); }
+static inline tls_key_t tls_new(void) { pthread_key_t key; pthread_key_create(&key, NULL); return key; }
+static inline void tls_free(tls_key_t key) { pthread_key_delete(key); }
+#endif
+
+#if defined(__x86_64__)
+/* Adds and returns the value before. A full barrier. */
+static uint64_t atomic_add(volatile uint64_t *p, uint64_t value) {
+    __asm__ volatile("lock xaddq %0, (%1)" : "+r"(value) : "r"(p) : "memory");
+    return value;
+}
+/* Sets and returns the value before. A full barrier. */
+static uint32_t atomic_exchange(volatile uint32_t *p, uint32_t value) {
+    __asm__ volatile("xchgl %0, (%1)" : "+r"(value) : "r"(p) : "memory");
+    return value;
+}
+/* x86 keeps stores in order and loads in order: only the compiler must be held back. */
+static void publish_u32(volatile uint32_t *p, uint32_t value) {
+    __asm__ volatile("" : : : "memory");
+    *p = value;
+}
+static void cpu_relax(void) { __asm__ volatile("pause" : : : "memory"); }
+#elif defined(__TINYC__)
+static uint64_t atomic_add(volatile uint64_t *p, uint64_t value) { return (uint64_t) g_atomic_pointer_add((void **) p, (gssize) value); }
+static uint32_t atomic_exchange(volatile uint32_t *p, uint32_t value) {
+    uint32_t before;
+    do before = (uint32_t) g_atomic_int_get((gint *) p);
+    while (!g_atomic_int_compare_and_exchange((gint *) p, (gint) before, (gint) value));
+    return before;
+}
+static void publish_u32(volatile uint32_t *p, uint32_t value) { g_atomic_int_set((gint *) p, (gint) value); }
+static void cpu_relax(void) {}
+#else
+static inline uint64_t atomic_add(volatile uint64_t *p, uint64_t value) { return __atomic_fetch_add(p, value, __ATOMIC_SEQ_CST); }
+static inline uint32_t atomic_exchange(volatile uint32_t *p, uint32_t value) { return __atomic_exchange_n(p, value, __ATOMIC_SEQ_CST); }
+static inline void publish_u32(volatile uint32_t *p, uint32_t value) { __atomic_store_n(p, value, __ATOMIC_RELEASE); }
+static inline void cpu_relax(void) {}
+#endif
+
+/* libc's, handed in by the agent. */
+extern long syscall(long number, ...);
+extern int *__errno_location(void);
+
+#if defined(__x86_64__)
+#define SYS_GETTID 186
+#define SYS_NANOSLEEP 35
+#define SYS_CLOCK_GETTIME 228
+#define SYS_PRCTL 157
+#define SYS_PROCESS_VM_READV 310
+#define SYS_GETPID 39
+#define SYS_OPENAT 257
+#define SYS_READ 0
+#define SYS_CLOSE 3
+#define SYS_TGKILL 234
+#else /* the numbers that arm64, riscv64 and loongarch64 share */
+#define SYS_GETTID 178
+#define SYS_NANOSLEEP 101
+#define SYS_CLOCK_GETTIME 113
+#define SYS_PRCTL 167
+#define SYS_PROCESS_VM_READV 270
+#define SYS_GETPID 172
+#define SYS_OPENAT 56
+#define SYS_READ 63
+#define SYS_CLOSE 57
+#define SYS_TGKILL 131
+#endif
+
+#endif

@@ -1,0 +1,479 @@
+/*
+ * Appends events to the session memory and stores each distinct stack and label once. Runs on the program's threads,
+ * inside of DPDK's allocation calls and in signal handlers: no heap, no lock that is waited for, no unbounded loop
+ * other than waiting for the host while it is alive.
+ */
+#include "agent.h"
+
+#define RING_MARGIN 1024           /* threads that may pass the check for room at the same time */
+#define HEARTBEAT_LIMIT_NS 2000000000ULL
+#define PR_GET_NAME 16
+#define AT_FDCWD -100
+#define HASH_MULTIPLIER 0x9e3779b97f4a7c15ULL
+
+static uint64_t monotonic_ns(void) {
+    int64_t time[2];
+    if (syscall(SYS_CLOCK_GETTIME, 1L, time) != 0) return 0;
+    return (uint64_t) time[0] * 1000000000ULL + (uint64_t) time[1];
+}
+
+/* ---- threads ---- */
+
+static int thread_is_gone(struct thread_slot *slot) {
+    int *error = __errno_location();
+    int saved = *error, gone;
+    gone = syscall(SYS_TGKILL, (long) agent.pid, (long) slot->tid, 0L) != 0 && *error == 3; /* ESRCH */
+    *error = saved;
+    return gone;
+}
+
+static struct thread_slot *reuse_thread_slot(void) {
+    struct session_header *header = agent.header;
+    uint64_t start = atomic_add(&header->threads_refused, 1), i;
+    for (i = 0; i < 64; i++) { /* bounded: a later call goes on from where this one stopped */
+        struct thread_slot *slot = &agent.threads[1 + (start * 64 + i) % (header->threads_capacity - 1)];
+        if (slot->process == agent.process && thread_is_gone(slot)) return slot;
+    }
+    return NULL;
+}
+
+/* The calling thread's slot; NULL if there is no room for another thread. */
+static struct thread_slot *thread_register(void) {
+    struct session_header *header = agent.header;
+    struct thread_slot *slot;
+    uint64_t number = header->threads_used;
+    if (number < header->threads_capacity) number = atomic_add(&header->threads_used, 1);
+    slot = number < header->threads_capacity ? &agent.threads[number] : reuse_thread_slot();
+    if (slot == NULL) return NULL;
+    slot->process = agent.process;
+    slot->depth = 0;
+    slot->appending = 0;
+    slot->outermost_sp = slot->stack_low = slot->stack_high = 0;
+    memset(slot->name, 0, sizeof slot->name);
+    syscall(SYS_PRCTL, (long) PR_GET_NAME, slot->name, 0L, 0L, 0L);
+    slot->tid = (uint32_t) syscall(SYS_GETTID);
+    tls_set(agent.thread_key, slot);
+    return slot;
+}
+
+static struct thread_slot *thread_self(void) {
+    struct thread_slot *slot = tls_get(agent.thread_key);
+    return slot != NULL ? slot : thread_register();
+}
+
+static uint64_t thread_number(struct thread_slot *slot) { return (uint64_t) (slot - agent.threads); }
+
+#if defined(__x86_64__)
+static uint64_t parse_hex(const char **text, const char *end) {
+    uint64_t value = 0;
+    for (; *text < end; (*text)++) {
+        char c = **text;
+        if (c >= '0' && c <= '9') value = value << 4 | (uint64_t) (c - '0');
+        else if (c >= 'a' && c <= 'f') value = value << 4 | (uint64_t) (c - 'a' + 10);
+        else break;
+    }
+    return value;
+}
+
+/*
+ * The mapping that `sp` lies in, from /proc/self/maps, into the slot's stack_low and stack_high; a thread's own control
+ * block, at the top of its stack, bounds it further. Called once for each stack that a thread is seen on.
+ */
+static void find_stack(struct thread_slot *slot, uint64_t sp) {
+    char buffer[2048];
+    uint64_t control_block;
+    int used = 0;
+    long fd = syscall(SYS_OPENAT, (long) AT_FDCWD, "/proc/self/maps", 0x80000L /* O_CLOEXEC */, 0L);
+    __asm__ volatile("movq %%fs:0, %0" : "=r"(control_block));
+    slot->stack_low = slot->stack_high = 0;
+    if (fd < 0) {
+        if (control_block > sp && control_block - sp < (64ULL << 20)) slot->stack_low = sp, slot->stack_high = control_block;
+        return;
+    }
+    for (;;) {
+        long got = syscall(SYS_READ, fd, buffer + used, (long) (sizeof buffer - (size_t) used));
+        const char *line = buffer, *end;
+        if (got <= 0) break;
+        end = buffer + used + got;
+        for (;;) {
+            const char *newline = line, *text = line;
+            uint64_t low, high;
+            while (newline < end && *newline != '\n') newline++;
+            if (newline == end && line != buffer) break;
+            low = parse_hex(&text, end);
+            if (text < end && *text == '-') text++;
+            high = parse_hex(&text, end);
+            if (sp >= low && sp < high) {
+                slot->stack_low = low;
+                slot->stack_high = control_block > sp && control_block < high ? control_block : high;
+                syscall(SYS_CLOSE, fd);
+                return;
+            }
+            if (newline == end) { line = end; break; } /* a line longer than the buffer: its rest is no address */
+            line = newline + 1;
+        }
+        used = (int) (end - line);
+        memmove(buffer, line, (size_t) used);
+    }
+    syscall(SYS_CLOSE, fd);
+}
+
+/* Sets the slot's stack bounds for `sp`; 0 where they cannot be told. */
+static int on_known_stack(struct thread_slot *slot, uint64_t sp) {
+    if (sp >= slot->stack_low && sp < slot->stack_high) return 1;
+    find_stack(slot, sp);
+    return sp >= slot->stack_low && sp < slot->stack_high;
+}
+#else
+static int on_known_stack(struct thread_slot *slot, uint64_t sp) { return 0; }
+#endif
+
+/* ---- the ring ---- */
+
+/* Waits until the ring has room again. 0: the host is not there (any more); the event must be dropped. */
+static int wait_for_room(uint64_t needed_tail) {
+    struct session_header *header = agent.header;
+    int64_t pause[2];
+    pause[0] = 0;
+    pause[1] = 50000;
+    atomic_add(&header->waits, 1);
+    for (;;) {
+        uint64_t heartbeat;
+        agent.tail_seen = *(volatile uint64_t *) &header->tail;
+        if ((int64_t) (agent.tail_seen - needed_tail) >= 0) return 1;
+        if (!agent.on) return 0;
+        heartbeat = *(volatile uint64_t *) &header->heartbeat_ns;
+        if (monotonic_ns() > heartbeat + HEARTBEAT_LIMIT_NS) return 0;
+        syscall(SYS_NANOSLEEP, pause, 0L);
+    }
+}
+
+/* Appends one event. 0: dropped and counted. */
+static int append(struct thread_slot *thread, uint32_t kind, uint32_t api, uint32_t socket, uint64_t address, uint64_t size,
+                  uint32_t stack, uint32_t label) {
+    struct session_header *header = agent.header;
+    uint64_t head = *(volatile uint64_t *) &header->head, index;
+    volatile struct event *event;
+    int stale = 0;
+    if (head + RING_MARGIN >= agent.tail_seen + agent.ring_capacity) { /* full, as far as was known */
+        agent.tail_seen = *(volatile uint64_t *) &header->tail;
+        if (head + RING_MARGIN >= agent.tail_seen + agent.ring_capacity
+            && !wait_for_room(head + RING_MARGIN + 1 - agent.ring_capacity)) {
+            atomic_add(&header->lost, 1);
+            return 0;
+        }
+    }
+    thread->appending++;
+    index = atomic_add(&header->head, 1);
+    /* More threads than the margin came through the check together: only now must this one wait, for its own slot. */
+    if (index >= agent.tail_seen + agent.ring_capacity) stale = !wait_for_room(index + 1 - agent.ring_capacity);
+    if (stale) { /* the slot stays uncommitted: the reader skips and counts it */
+        thread->appending--;
+        return 0;
+    }
+    event = &agent.ring[index & agent.ring_mask];
+    *(volatile uint32_t *) &event->kind = kind | api << 8 | (socket & 0xff) << 16;
+    event->address = address;
+    event->size_and_thread = (size >> EVENT_SIZE_BITS ? (1ULL << EVENT_SIZE_BITS) - 1 : size) | thread_number(thread) << EVENT_SIZE_BITS;
+    *(volatile uint64_t *) &event->stack = stack | (uint64_t) label << 32;
+    publish_u32(&event->commit, (uint32_t) (index >> agent.ring_shift) + 1);
+    thread->appending--;
+    return 1;
+}
+
+/* ---- stacks ---- */
+
+static uint64_t hash_frames(const uint64_t *frames, uint32_t count) {
+    uint64_t hash = count;
+    uint32_t i;
+    for (i = 0; i < count; i++) {
+        hash = (hash ^ frames[i]) * HASH_MULTIPLIER;
+        hash ^= hash >> 32;
+    }
+    return hash;
+}
+
+static uint32_t store_stack(uint64_t hash, const uint64_t *frames, uint32_t count, uint32_t end) {
+    struct session_header *header = agent.header;
+    uint64_t words = STACK_RECORD_WORDS + count, at, *record;
+    if (*(volatile uint64_t *) &header->stacks_used + words > header->stacks_words
+        || (at = atomic_add(&header->stacks_used, words)) + words > header->stacks_words) {
+        atomic_add(&header->stacks_refused, 1);
+        return 0;
+    }
+    record = &agent.stacks[at];
+    record[0] = count | (uint64_t) end << 16 | (uint64_t) agent.process << 24 | (uint64_t) agent.epoch << 32;
+    record[1] = hash;
+    memcpy(record + STACK_RECORD_WORDS, frames, count * sizeof *frames);
+    atomic_add(&header->walks_ended[end & 7], 1);
+    return (uint32_t) at;
+}
+
+/*
+ * The number of this stack. `hash` covers the frames; the module epoch is mixed in here, so that the same addresses
+ * after another library was loaded in their place are another stack. Stacks with equal 64-bit hashes are taken to be
+ * equal (one chance in 10^7 among a million stacks).
+ */
+static uint32_t intern_stack(uint64_t hash, const uint64_t *frames, uint32_t count, uint32_t end) {
+    struct stack_index_entry *entry;
+    uint64_t at, probes;
+    uint32_t id;
+    hash = (hash ^ (agent.epoch * 8 + end)) * HASH_MULTIPLIER;
+    hash ^= hash >> 32;
+    if (hash == 0) hash = 1;
+    for (at = hash, probes = 0; probes < 64; at++, probes++) {
+        entry = &agent.stack_index[at & (STACK_INDEX_ENTRIES - 1)];
+        if (entry->hash == hash) return (uint32_t) entry->id;
+        if (entry->hash == 0) break;
+    }
+    /* New. If another thread (or the code that this signal interrupted) holds the lock, a second copy does no harm. */
+    if (probes == 64 || atomic_exchange(&agent.stack_lock, 1)) return store_stack(hash, frames, count, end);
+    for (id = 0; probes < 64; at++, probes++) {
+        entry = &agent.stack_index[at & (STACK_INDEX_ENTRIES - 1)];
+        if (entry->hash == hash) {
+            id = (uint32_t) entry->id;
+            break;
+        }
+        if (entry->hash == 0) {
+            id = store_stack(hash, frames, count, end);
+            if (id != 0) {
+                entry->id = id;
+#if defined(__x86_64__)
+                __asm__ volatile("" : : : "memory");
+#endif
+                entry->hash = hash;
+            }
+            break;
+        }
+    }
+    publish_u32(&agent.stack_lock, 0);
+    return id;
+}
+
+/* ---- labels ---- */
+
+/* Copies at most LABEL_MAX_BYTES of the text at `from`, which may be no valid pointer at all; -1: unreadable. */
+static int copy_text(const char *from, char *to) {
+    uint64_t at = (uint64_t) from;
+    int used = 0;
+    while (used < LABEL_MAX_BYTES) {
+        uint64_t chunk = 256 - (at & 255); /* never across a page */
+        uint64_t local[2], remote[2];
+        long got;
+        int i, *error = __errno_location(), saved = *error;
+        if (chunk > (uint64_t) (LABEL_MAX_BYTES - used)) chunk = (uint64_t) (LABEL_MAX_BYTES - used);
+        local[0] = (uint64_t) (to + used);
+        remote[0] = at;
+        local[1] = remote[1] = chunk;
+        got = syscall(SYS_PROCESS_VM_READV, (long) agent.pid, local, 1L, remote, 1L, 0L);
+        *error = saved;
+        if (got <= 0) return -1;
+        for (i = 0; i < (int) got; i++)
+            if (to[used + i] == 0) return used + i;
+        used += (int) got;
+        at += (uint64_t) got;
+    }
+    return used;
+}
+
+static int same_text(const uint8_t *a, const char *b, uint32_t length) {
+    uint32_t i;
+    for (i = 0; i < length; i++)
+        if (a[i] != (uint8_t) b[i]) return 0;
+    return 1;
+}
+
+/* The number of the label with this text. */
+static uint32_t intern_label(const char *text, uint32_t length) {
+    struct session_header *header = agent.header;
+    uint64_t hash = length, at, bytes;
+    uint32_t i, probes, id = 0;
+    uint8_t *record;
+    for (i = 0; i < length; i++) {
+        hash = (hash ^ (uint8_t) text[i]) * HASH_MULTIPLIER;
+        hash ^= hash >> 29;
+    }
+    for (probes = 0; probes < 64; probes++) {
+        id = agent.label_index[(hash + probes) & (LABEL_INDEX_ENTRIES - 1)];
+        if (id == 0) break;
+        record = agent.labels + (uint64_t) id * 8;
+        if (*(uint16_t *) record == length && same_text(record + 2, text, length)) return id;
+    }
+    bytes = (2 + (uint64_t) length + 7) & ~7ULL;
+    if (*(volatile uint64_t *) &header->labels_used + bytes > header->labels_bytes
+        || (at = atomic_add(&header->labels_used, bytes)) + bytes > header->labels_bytes) {
+        atomic_add(&header->labels_refused, 1);
+        return 0;
+    }
+    record = agent.labels + at;
+    *(uint16_t *) record = (uint16_t) length;
+    memcpy(record + 2, text, length);
+    if (probes < 64 && !atomic_exchange(&agent.label_lock, 1)) {
+        volatile uint32_t *entry = &agent.label_index[(hash + probes) & (LABEL_INDEX_ENTRIES - 1)];
+        if (*entry == 0) publish_u32(entry, (uint32_t) (at / 8)); /* else: two copies, as with stacks */
+        publish_u32(&agent.label_lock, 0);
+    }
+    return (uint32_t) (at / 8);
+}
+
+static int is_read_only(uint64_t address) {
+    uint64_t i, used = agent.read_only_used;
+    for (i = 0; i < used; i++)
+        if (address < agent.read_only[i].end && address >= agent.read_only[i].start) return 1;
+    return 0;
+}
+
+/* Stores "PREFIX" + the text at `type` as a label. */
+static uint32_t copy_label(const char *prefix, const char *type) {
+    char text[2 * LABEL_MAX_BYTES];
+    uint32_t used = 0;
+    int length;
+    while (prefix[used] != 0) text[used] = prefix[used], used++;
+    length = copy_text(type, text + used);
+    if (length < 0) return intern_label("<unreadable>", 12);
+    used += (uint32_t) length;
+    return intern_label(text, used > LABEL_MAX_BYTES ? LABEL_MAX_BYTES : used);
+}
+
+/*
+ * The number of the label that `type` points to: 0 for NULL. The text is copied at every call, except where the
+ * pointer lies in a module's read-only memory: such text cannot change until the module is unloaded.
+ */
+static uint32_t label_of(const char *type) {
+    uint64_t pointer = (uint64_t) type, value;
+    struct label_cache_entry *entry;
+    uint32_t label, epoch = agent.epoch;
+    if (type == NULL) return 0;
+    entry = &agent.label_cache[(pointer ^ pointer >> 12) & (LABEL_CACHE_ENTRIES - 1)];
+    if (entry->pointer == pointer) {
+        value = entry->label_and_epoch;
+        if (value >> 32 == epoch && entry->pointer == pointer) return (uint32_t) value;
+    }
+    label = copy_label("", type);
+    if (label != 0 && is_read_only(pointer) && !atomic_exchange(&agent.label_lock, 1)) {
+        entry->pointer = 0;
+        entry->label_and_epoch = label | (uint64_t) epoch << 32;
+        entry->pointer = pointer;
+        publish_u32(&agent.label_lock, 0);
+    }
+    return label;
+}
+
+/* ---- called by agent.js, on its own thread ---- */
+
+/*
+ * Takes the mapped session memory into use; the host has filled in the header. `tables` is zeroed private memory of
+ * agent_tables_bytes(). Returns our index in the process table, or -1 where the memory is not what we know.
+ */
+int agent_start(struct session_header *header, uint8_t *tables, uint32_t max_frames, uint32_t allocation_backtrace,
+                uint32_t free_backtrace) {
+    uint64_t process;
+    if (header->magic != SESSION_MAGIC || header->version != SESSION_VERSION) return -1;
+    process = atomic_add(&header->processes_used, 1);
+    if (process >= SESSION_MAX_PROCESSES) return -1;
+    agent.pid = (uint32_t) syscall(SYS_GETPID);
+    agent.process = (uint32_t) process;
+    agent.epoch = 0;
+    agent.header = header;
+    agent.ring = (struct event *) ((uint8_t *) header + header->ring_offset);
+    agent.ring_capacity = header->ring_capacity;
+    agent.ring_mask = header->ring_capacity - 1;
+    for (agent.ring_shift = 0; (1ULL << agent.ring_shift) < header->ring_capacity; agent.ring_shift++) {}
+    agent.stacks = (uint64_t *) ((uint8_t *) header + header->stacks_offset);
+    agent.labels = (uint8_t *) header + header->labels_offset;
+    agent.threads = (struct thread_slot *) ((uint8_t *) header + header->threads_offset);
+    agent.modules = (uint8_t *) header + header->modules_offset;
+    agent.tail_seen = *(volatile uint64_t *) &header->tail;
+    agent.max_frames = max_frames < MAX_FRAMES ? max_frames : MAX_FRAMES;
+    agent.allocation_backtrace = allocation_backtrace;
+    agent.free_backtrace = free_backtrace;
+    agent.stack_index = (struct stack_index_entry *) tables;
+    tables += STACK_INDEX_ENTRIES * sizeof(struct stack_index_entry);
+    agent.label_cache = (struct label_cache_entry *) tables;
+    tables += LABEL_CACHE_ENTRIES * sizeof(struct label_cache_entry);
+    agent.read_only = (struct read_only_range *) tables;
+    tables += READ_ONLY_RANGES * sizeof(struct read_only_range);
+    agent.label_index = (volatile uint32_t *) tables;
+    agent.thread_key = tls_new();
+    header->processes[process].pid = agent.pid;
+    publish_u32(&header->processes[process].attached, 1);
+    return (int) process;
+}
+
+uint64_t agent_tables_bytes(void) {
+    return STACK_INDEX_ENTRIES * sizeof(struct stack_index_entry) + LABEL_CACHE_ENTRIES * sizeof(struct label_cache_entry)
+           + READ_ONLY_RANGES * sizeof(struct read_only_range) + LABEL_INDEX_ENTRIES * sizeof(uint32_t);
+}
+
+void agent_switch(int on) { publish_u32(&agent.on, (uint32_t) on); }
+
+/* Threads of this process that are inside of a hooked function or of append(): unloading waits for 0. */
+int agent_threads_inside(void) {
+    uint64_t i, used = agent.header->threads_used;
+    int inside = 0;
+    if (used > agent.header->threads_capacity) used = agent.header->threads_capacity;
+    for (i = 1; i < used; i++) {
+        struct thread_slot *slot = &agent.threads[i];
+        if (slot->process == agent.process && slot->tid != 0 && (slot->depth != 0 || slot->appending != 0)
+            && !thread_is_gone(slot))
+            inside++;
+    }
+    return inside;
+}
+
+void agent_stop(void) {
+    publish_u32(&agent.header->processes[agent.process].attached, 0);
+    tls_free(agent.thread_key);
+}
+
+/* Appends a mark; 0: dropped. */
+int agent_mark(uint32_t mark, uint64_t argument) {
+    struct thread_slot *thread = thread_self();
+    return thread != NULL && append(thread, EVENT_MARK, mark, 0, 0, argument, 0, 0);
+}
+
+int agent_baseline_block(uint64_t address, uint64_t size) {
+    struct thread_slot *thread = thread_self();
+    return thread != NULL && append(thread, EVENT_BASELINE_BLOCK, API_NONE, 0, address, size, 0, 0);
+}
+
+/* Records a module; returns its record for agent_module_unloaded, NULL where the table is full. */
+struct module_record *agent_module_loaded(uint64_t base, uint64_t size, const char *path) {
+    struct session_header *header = agent.header;
+    struct module_record *record;
+    uint64_t length = strlen(path), bytes, at;
+    if (length > 4095) length = 4095;
+    bytes = (sizeof *record + length + 7) & ~7ULL;
+    at = atomic_add(&header->modules_used, bytes);
+    if (at + bytes > header->modules_bytes) return NULL;
+    record = (struct module_record *) (agent.modules + at);
+    record->process = (uint16_t) agent.process;
+    record->path_bytes = (uint16_t) length;
+    record->base = base;
+    record->size = size;
+    record->loaded_epoch = agent.epoch;
+    record->unloaded_epoch = MODULE_LOADED;
+    memcpy(record + 1, path, length);
+    publish_u32(&record->record_bytes, (uint32_t) bytes);
+    return record;
+}
+
+void agent_module_unloaded(struct module_record *record) {
+    uint64_t i, used = agent.read_only_used;
+    agent.epoch++;
+    if (record == NULL) return;
+    record->unloaded_epoch = agent.epoch;
+    for (i = 0; i < used; i++)
+        if (agent.read_only[i].start >= record->base && agent.read_only[i].start < record->base + record->size)
+            agent.read_only[i].end = 0;
+}
+
+/* Text in [start, end) cannot change until its module is unloaded. */
+void agent_read_only(uint64_t start, uint64_t end) {
+    uint64_t i, used = agent.read_only_used;
+    for (i = 0; i < used && agent.read_only[i].end != 0; i++) {}
+    if (i == READ_ONLY_RANGES) return;
+    agent.read_only[i].start = start;
+    agent.read_only[i].end = end;
+    if (i == used) agent.read_only_used = used + 1;
+}

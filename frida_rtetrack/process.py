@@ -1,0 +1,176 @@
+"""What can be told about a process or a program before it is touched: does it exist, may we trace it, can it be traced."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from pathlib import Path
+
+from frida_rtetrack.errors import (
+    AlreadyTracked,
+    AmbiguousName,
+    NoSuchProcess,
+    NoSuchProgram,
+    NotPermitted,
+    StaticProgram,
+    WrongMachine,
+)
+
+SESSION_NAME = "rtetrack-session"
+"""The name of the memfd: seen in the target's /proc/PID/maps while it is tracked."""
+
+_ELF_MACHINES = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64", 21: "ppc64", 258: "loongarch64"}
+_PT_INTERP = 3
+_PT_DYNAMIC = 2
+
+
+def find_program(name: str) -> str:
+    """The path of the program that `name` means to a shell. Raises NoSuchProgram."""
+    path = shutil.which(name)
+    if path is not None:
+        return path
+    if os.path.isdir(name):
+        raise NoSuchProgram(f"{name} is a directory, not a program.")
+    if os.path.exists(name):
+        raise NoSuchProgram(f"{name} is not executable.", f"Make it executable with `chmod +x {name}`.")
+    raise NoSuchProgram(f"There is no program {name}.")
+
+
+def check_executable(path: str, shown_as: str) -> None:
+    """Raises WrongMachine or StaticProgram where the ELF file at `path` cannot be tracked. Scripts pass."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64)
+            if head[:4] != b"\x7fELF":
+                return
+            little = head[5] != 2
+            order = "little" if little else "big"
+            wide = head[4] == 2
+
+            def field(data: bytes, at: int, size: int) -> int:
+                return int.from_bytes(data[at : at + size], order)  # type: ignore[arg-type]
+
+            machine = _ELF_MACHINES.get(field(head, 18, 2), f"machine {field(head, 18, 2)}")
+            here = platform.machine()
+            if machine != here or not wide:
+                raise WrongMachine(f"{shown_as} is a program for {machine}{'' if wide else ' (32 bits)'}, this is {here}.")
+            entry_bytes, entries = field(head, 54, 2), field(head, 56, 2)
+            file.seek(field(head, 32, 8))
+            table = file.read(entry_bytes * entries)
+            kinds = {field(table, entry_bytes * i, 4) for i in range(entries)}
+            if _PT_INTERP not in kinds:
+                raise StaticProgram(f"{shown_as} is fully static (it has no dynamic loader): no agent can be loaded into it.")
+    except OSError as error:
+        raise NoSuchProgram(f"{shown_as} cannot be read: {error.strerror}.", "Check its permissions.") from None
+
+
+def process_name(pid: int) -> str:
+    """The process's name as `ps -e` shows it, empty where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").rstrip("\n")
+    except OSError:
+        return ""
+
+
+def command_line(pid: int) -> list[str]:
+    """The process's argument list, empty where it cannot be read."""
+    try:
+        raw = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return []
+    return [os.fsdecode(word) for word in raw.split(b"\0")[:-1]]
+
+
+def find_process(target: str) -> int:
+    """The pid that `target`, a pid or a process name, means. Raises NoSuchProcess or AmbiguousName."""
+    if target.isdecimal():
+        pid = int(target)
+        if not os.path.isdir(f"/proc/{pid}"):
+            raise NoSuchProcess(f"There is no process {pid}.")
+        return pid
+    found = [
+        pid
+        for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdecimal())
+        if pid != os.getpid() and _has_name(pid, target)
+    ]
+    if not found:
+        raise NoSuchProcess(f"There is no process named {target}.")
+    if len(found) > 1:
+        listing = "; ".join(f"{pid}: {' '.join(command_line(pid))[:80]}" for pid in found)
+        raise AmbiguousName(f"{len(found)} processes are named {target} ({listing}).")
+    return found[0]
+
+
+def _has_name(pid: int, name: str) -> bool:
+    arguments = command_line(pid)
+    return process_name(pid) == name[:15] and (len(name) <= 15 or bool(arguments) and os.path.basename(arguments[0]) == name) or (
+        bool(arguments) and os.path.basename(arguments[0]) == name
+    )
+
+
+def check_attachable(pid: int) -> None:
+    """Raises what stands in the way of attaching to `pid`, as far as /proc tells before anything is touched."""
+    status = _status(pid)
+    if status.get("State", "").startswith("Z"):
+        raise NoSuchProcess(f"Process {pid} has ended (it is a zombie).", "Attach to one that is running.")
+    tracer = int(status.get("TracerPid", "0"))
+    if tracer:
+        raise NotPermitted(
+            f"Process {pid} is being traced by process {tracer} ({process_name(tracer)}).",
+            "A process can have one tracer at a time: let the other one (gdb, strace) go first.",
+        )
+    owner = int(status.get("Uid", "0").split()[0])
+    if os.geteuid() not in (0, owner):
+        raise NotPermitted(f"Process {pid} belongs to another user (uid {owner}).", "Run rtetrack-frida as that user or as root.")
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
+    except PermissionError:
+        raise not_permitted(pid) from None
+    except OSError:
+        raise NoSuchProcess(f"There is no process {pid}.") from None
+    if f"memfd:{SESSION_NAME}" in maps:
+        raise AlreadyTracked(f"Process {pid} is already being tracked by another rtetrack-frida.")
+    check_executable(f"/proc/{pid}/exe", f"Process {pid} ({process_name(pid)})")
+
+
+def not_permitted(pid: int) -> NotPermitted:
+    """Why the kernel refuses to let us trace `pid`, with what to do about it."""
+    scope = Path("/proc/sys/kernel/yama/ptrace_scope")
+    level = scope.read_text().strip() if scope.exists() else "0"
+    message = f"The kernel does not permit to trace process {pid}"
+    if level == "3":
+        return NotPermitted(f"{message}: kernel.yama.ptrace_scope is 3.", "It can only be lowered by a reboot.")
+    if os.geteuid() != 0 and level != "0":
+        return NotPermitted(
+            f"{message}: kernel.yama.ptrace_scope is {level}.",
+            "Run as root, or `sudo sysctl kernel.yama.ptrace_scope=0`, or start the program with `rtetrack-frida spawn`.",
+        )
+    if os.geteuid() == 0:
+        return NotPermitted(f"{message}.", "In a container, start it with `--cap-add=SYS_PTRACE`, or run rtetrack-frida on the host.")
+    return NotPermitted(f"{message}.", "Run rtetrack-frida as root, or as the user that the process belongs to.")
+
+
+def _status(pid: int) -> dict[str, str]:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+    except OSError:
+        raise NoSuchProcess(f"There is no process {pid}.") from None
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def thread_exists(pid: int, tid: int) -> bool:
+    """Whether thread `tid` of process `pid` is there and not dead."""
+    try:
+        stat = Path(f"/proc/{pid}/task/{tid}/stat").read_bytes()
+    except OSError:
+        return False
+    return stat[stat.rindex(b")") + 2 : stat.rindex(b")") + 3] not in (b"Z", b"X", b"")
+
+
+def thread_name(pid: int, tid: int) -> str | None:
+    """The name that thread `tid` has now, None where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/task/{tid}/comm").read_text(errors="replace").rstrip("\n")
+    except OSError:
+        return None

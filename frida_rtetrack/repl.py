@@ -1,0 +1,268 @@
+"""The interactive prompt: reads commands, asks the host, prints the answers. No logic of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import NestedCompleter, PathCompleter
+from prompt_toolkit.history import FileHistory, InMemoryHistory
+from prompt_toolkit.patch_stdout import patch_stdout
+
+from frida_rtetrack.errors import BadUsage, RtetrackError
+from frida_rtetrack.reporters import text
+from frida_rtetrack.tracking import Block, Freed
+
+if TYPE_CHECKING:
+    from frida_rtetrack.host import Host
+    from frida_rtetrack.reporters.console import ConsoleReporter
+    from frida_rtetrack.terminal import ProgramTerminal
+
+HISTORY = Path("~/.rtetrack_frida_history")
+ORDERS = ("bytes", "blocks", "oldest")
+
+
+class Prompt:
+    """The prompt of one host. `run` returns when the user leaves or the tracking is over."""
+
+    def __init__(
+        self, host: Host, reporter: ConsoleReporter, terminal: ProgramTerminal | None, *, spawned: bool
+    ) -> None:
+        """`terminal`: the spawned program's, to type into."""
+        self._host = host
+        self._reporter = reporter
+        self._terminal = terminal
+        self._spawned = spawned
+        self._leaving = False
+        self._interrupts = 0
+        self._commands: dict[str, Callable[[list[str]], Iterator[str]]] = {
+            "dump": self._dump,
+            "stats": self._stats,
+            "top": self._top,
+            "show": self._show,
+            "bad": self._bad,
+            "pause": self._pause,
+            "resume": self._resume,
+            "detach": self._detach,
+            "kill": self._kill,
+            "send": self._send,
+            "quit": self._quit,
+            "help": self._help,
+        }
+
+    def run(self, duration: float | None) -> None:
+        """Reads commands until the user leaves, the target ends or `duration` seconds have passed."""
+        session: PromptSession[str] = PromptSession(
+            "rtetrack> ", history=_history(), completer=self._completer(), complete_while_typing=False
+        )
+        with patch_stdout(raw=True):
+            asyncio.run(self._read_commands(session, duration))
+
+    async def _read_commands(self, session: PromptSession[str], duration: float | None) -> None:
+        loop = asyncio.get_running_loop()
+        over = asyncio.Event()
+
+        def watch() -> None:
+            self._host.wait(duration)
+            loop.call_soon_threadsafe(over.set)
+
+        threading.Thread(target=watch, daemon=True).start()
+        ended = asyncio.ensure_future(over.wait())
+        while not self._leaving and not ended.done():
+            line = asyncio.ensure_future(session.prompt_async(handle_sigint=False))
+            await asyncio.wait({line, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not line.done():
+                line.cancel()
+                await asyncio.wait({line})
+                break
+            try:
+                await loop.run_in_executor(None, self.execute, line.result())
+            except KeyboardInterrupt:
+                self._interrupt()
+            except EOFError:
+                await loop.run_in_executor(None, self.execute, "quit")
+        ended.cancel()
+
+    def execute(self, line: str) -> None:
+        """Carries out one command and prints its answer."""
+        try:
+            words = shlex.split(line)
+        except ValueError as error:
+            self._print(f"{error}: quotes must come in pairs.")
+            return
+        if not words:
+            return
+        command = self._commands.get(words[0])
+        if command is None:
+            self._print(f"There is no command {words[0]}. `help` lists them.")
+            return
+        try:
+            for answer in command(words[1:]):
+                self._print(answer)
+        except RtetrackError as error:
+            self._print(f"{error} {error.hint}".rstrip())
+
+    def _print(self, line: str) -> None:
+        sys.stdout.write(line + "\n")
+
+    def _interrupt(self) -> None:
+        """Ctrl-C: leaves an attached program; goes to a spawned one, and the second time kills it."""
+        if not self._spawned:
+            self._leaving = True
+            return
+        self._interrupts += 1
+        try:
+            if self._interrupts == 1:
+                self._host.send_signal(signal.SIGINT)
+                self._print("Sent Ctrl-C (SIGINT) to the program; once more kills it.")
+            else:
+                self._host.kill()
+        except RtetrackError as error:
+            self._print(str(error))
+
+    # ---- the commands ----
+
+    def _dump(self, words: list[str]) -> Iterator[str]:
+        """dump [FILE]            write the live allocations (default: --dump-file)"""
+        path, blocks = self._host.dump(Path(words[0]).expanduser() if words else None)
+        yield f"{text.count(blocks, 'live allocation')} written to {path}"
+
+    def _stats(self, words: list[str]) -> Iterator[str]:
+        """stats                  figures: live, peak, totals, rates, by type and socket, lost, bad frees"""
+        yield from text.stats(self._host.stats())
+
+    def _top(self, words: list[str]) -> Iterator[str]:
+        """top [N] [bytes|blocks|oldest]   the N largest (or oldest) call sites of what is live (10 by bytes)"""
+        number, order = 10, "bytes"
+        for word in words:
+            if word in ORDERS:
+                order = word
+            else:
+                number = _number(word, "top takes a number and one of bytes, blocks, oldest.")
+        sites = self._host.top(number, order)
+        if not sites:
+            yield "Nothing is live."
+        for site in sites:
+            yield from text.call_site(site)
+
+    def _show(self, words: list[str]) -> Iterator[str]:
+        """show ADDRESS           what is known of an address: live, freed, or inside which block; with its stacks"""
+        if len(words) != 1:
+            raise BadUsage("show takes one address, as in `show 0x140c27f80`.")
+        try:
+            address = int(words[0], 16)
+        except ValueError:
+            raise BadUsage(f"{words[0]} is no address.", "Give it in hexadecimal, as in `show 0x140c27f80`.") from None
+        yield from self._described(address)
+
+    def _described(self, address: int) -> Iterator[str]:
+        found = self._host.find(address)
+        if found.block is not None:
+            inside = f"lies {found.offset} bytes inside of" if found.offset else "is"
+            yield f"{address:#x} {inside} a live block of {text.size(found.block.size_bytes)}"
+            yield from self._block(found.block)
+        elif found.freed is not None:
+            yield f"{address:#x} was freed."
+            if found.freed.block is not None:
+                yield from self._block(found.freed.block)
+            yield from self._freed(found.freed.freed)
+        else:
+            yield f"Nothing is known of {address:#x}: no block was seen there."
+
+    def _block(self, block: Block) -> Iterator[str]:
+        names = self._host.names
+        label = names.label_text(block.label, baseline=block.baseline)
+        if block.baseline:
+            yield f"  {text.size(block.size_bytes)}, there before the tracking began"
+            return
+        yield f"  allocated: {text.size(block.size_bytes)} of type {label} by {names.thread(block.thread)}"
+        yield from text.stack(names.stack(block.stack))
+
+    def _freed(self, freed: Freed) -> Iterator[str]:
+        names = self._host.names
+        yield f"  freed by {names.thread(freed.thread)}"
+        yield from text.stack(names.stack(freed.stack))
+
+    def _bad(self, words: list[str]) -> Iterator[str]:
+        """bad [N]                the last N bad frees (3), with their stacks"""
+        number = _number(words[0], "bad takes a number.") if words else 3
+        self._host.sync()
+        reports = self._host.bad_frees
+        if not reports:
+            yield "No bad frees."
+        for report in reports[-number:]:
+            yield from text.bad_free(report)
+        if len(reports) > number:
+            yield f"{len(reports) - number:,} earlier ones are not shown."
+
+    def _pause(self, words: list[str]) -> Iterator[str]:
+        """pause                  stop recording; the program goes on"""
+        self._host.pause()
+        yield "Paused: nothing is recorded until `resume`."
+
+    def _resume(self, words: list[str]) -> Iterator[str]:
+        """resume                 record again"""
+        self._host.resume_recording()
+        yield "Recording."
+
+    def _detach(self, words: list[str]) -> Iterator[str]:
+        """detach                 take the agent out; the program runs on at its old speed"""
+        self._host.detach()
+        yield "Detached." + (" Waiting for the program to end; Ctrl-C reaches it." if self._spawned else "")
+
+    def _kill(self, words: list[str]) -> Iterator[str]:
+        """kill                   kill the program (SIGKILL)"""
+        self._host.kill()
+        yield "Killed."
+
+    def _send(self, words: list[str]) -> Iterator[str]:
+        """send TEXT              type TEXT and Enter at the spawned program's terminal"""
+        if self._terminal is None:
+            raise BadUsage("Only a spawned program has its terminal here.")
+        try:
+            self._terminal.type(" ".join(words))
+        except OSError:
+            raise BadUsage("The program has closed its terminal.") from None
+        return iter(())
+
+    def _quit(self, words: list[str]) -> Iterator[str]:
+        """quit                   leave; an attached program runs on, a spawned one is ended (SIGTERM)"""
+        self._leaving = True
+        if self._spawned:
+            self._host.end()
+            return iter(("The program was told to end (SIGTERM).",))
+        return iter(())
+
+    def _help(self, words: list[str]) -> Iterator[str]:
+        """help                   this list"""
+        for command in self._commands.values():
+            yield f"  {command.__doc__}"
+        yield "Ctrl-D is quit. Ctrl-C " + ("goes to the program." if self._spawned else "is quit too.")
+
+    def _completer(self) -> NestedCompleter:
+        options: dict[str, NestedCompleter | None] = {name: None for name in self._commands}
+        words = NestedCompleter.from_nested_dict({**options, "top": set(ORDERS)})
+        words.options["dump"] = PathCompleter(expanduser=True)
+        return words
+
+
+def _number(word: str, usage: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise BadUsage(f"{word} is no positive number: {usage}")
+    return int(word)
+
+
+def _history() -> FileHistory | InMemoryHistory:
+    path = HISTORY.expanduser()
+    try:
+        path.touch(mode=0o600)
+    except OSError:
+        return InMemoryHistory()
+    return FileHistory(str(path))

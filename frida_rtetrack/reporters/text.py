@@ -1,0 +1,191 @@
+"""Reports as plain text: what a bad free, a stack, the figures and the summary look like to a reader.
+
+Functions from results to lines. Who prints them, and where, is not known here.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from frida_rtetrack.badfree import BadFreeReport
+from frida_rtetrack.names import Stack, Thread
+from frida_rtetrack.summary import CallSite, Summary
+from frida_rtetrack.symbols import Frame
+from frida_rtetrack.tracking import BadFreeKind
+
+if TYPE_CHECKING:
+    from frida_rtetrack.host import Stats
+
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+
+
+def size(size_bytes: int) -> str:
+    """`1,536 bytes`, `1.5 MiB`: exact below 10 KiB."""
+    if abs(size_bytes) < 10 * 1024:
+        return f"{size_bytes:,} byte{'' if size_bytes == 1 else 's'}"
+    value, unit = float(size_bytes), 0
+    while abs(value) >= 1024 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{value:,.1f} {_UNITS[unit]}"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 block`, `2,000 blocks`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """`12 ms`, `1.5 s`, `2 min 5 s`, `3 h 20 min`."""
+    if seconds < 0.0005:
+        return "less than 1 ms"
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+
+
+def frame(index: int, shown: Frame) -> str:
+    """One line of a stack, as gdb numbers it."""
+    where = f" at {shown.file}:{shown.line}" if shown.file and shown.line else ""
+    name = shown.function or "??"
+    if shown.function and shown.function_offset is not None and not where:
+        name += f"+{shown.function_offset:#x}"
+    inlined = " (inlined)" if shown.inlined else ""
+    module = f" [{shown.module}+{shown.offset:#x}]" if shown.module and shown.offset is not None else f" [{shown.address:#x}]"
+    return f"#{index:<3d}{name}{where}{inlined}{module}"
+
+
+def stack(shown: Stack | None, indent: str = "      ") -> Iterator[str]:
+    """The lines of a stack."""
+    if shown is None:
+        yield f"{indent}(no backtrace was recorded)"
+        return
+    for index, each in enumerate(shown.frames):
+        yield indent + frame(index, each)
+    if shown.cut:
+        yield f"{indent}({shown.cut})"
+
+
+def bad_free_title(report: BadFreeReport) -> str:
+    """The first line: `Duplicate free of address: 0x...` and who did it."""
+    word = {BadFreeKind.DUPLICATE: "Duplicate", BadFreeKind.STRAY: "Stray"}.get(report.kind, report.kind.name.capitalize())
+    return f"{word} free of address: {report.address:#x} (bad free {report.number}, {report.function} by {report.thread})"
+
+
+def bad_free(report: BadFreeReport) -> Iterator[str]:
+    """The whole report: title, verdict and up to three stacks."""
+    yield bad_free_title(report)
+    yield f"    {report.detail}"
+    yield "    This free:"
+    yield from stack(report.stack)
+    if report.first_freed is not None:
+        first = report.first_freed
+        yield f"    First freed {duration(first.seconds_before)} before, {first.function} by {first.thread}:"
+        yield from stack(first.stack)
+    if report.allocated is not None:
+        block = report.allocated
+        if block.baseline:
+            yield f"    The block, of {size(block.size_bytes)}, was there before the tracking began."
+        else:
+            yield (
+                f"    Allocated {duration(block.seconds_before)} before, {size(block.size_bytes)} of type {block.type}, "
+                f"by {block.thread}:"
+            )
+            yield from stack(block.stack)
+
+
+def call_site(site: CallSite) -> Iterator[str]:
+    """A call site of live blocks with its stack."""
+    yield f"  {size(site.size_bytes)} in {count(site.blocks, 'block')} of type {', '.join(site.types)}:"
+    yield from stack(site.stack)
+
+
+def stats(figures: Stats) -> Iterator[str]:
+    """The answer of `stats`."""
+    yield f"engine {figures.engine}, {count(len(figures.hooks), 'function')} hooked, for {duration(figures.seconds)}" + (
+        ", paused" if figures.paused else ""
+    )
+    ways: dict[str, list[str]] = {}
+    for hook in figures.hooks:
+        ways.setdefault(hook["how"], []).append(hook["function"])
+    for how, functions in ways.items():
+        yield f"  {how}: {', '.join(functions)}"
+    yield f"live          {count(figures.live_blocks, 'block')}, {size(figures.live_bytes)}"
+    yield f"peak          {count(figures.peak_blocks, 'block')}, {size(figures.peak_bytes)}"
+    yield (
+        f"allocations   {figures.allocations:,} ({figures.allocations_per_second:,.0f} a second), "
+        f"{size(figures.allocated_bytes)}; {figures.failed:,} failed"
+    )
+    yield f"frees         {figures.frees:,} ({figures.frees_per_second:,.0f} a second)"
+    yield f"resizes       {figures.resizes:,}"
+    yield f"bad frees     {figures.bad_frees:,}"
+    yield f"events lost   {figures.lost:,}"
+    if figures.by_type:
+        yield "by type"
+        for name, blocks, size_bytes in figures.by_type[:20]:
+            yield f"  {size(size_bytes):>14}  {count(blocks, 'block'):>14}  {name}"
+        if len(figures.by_type) > 20:
+            yield f"  ... and {len(figures.by_type) - 20} more types"
+    if figures.by_socket:
+        yield "by socket asked for"
+        for socket, blocks, size_bytes in figures.by_socket:
+            name = "any" if socket < 0 else str(socket)
+            yield f"  {size(size_bytes):>14}  {count(blocks, 'block'):>14}  {name}"
+
+
+def ending(summary: Summary) -> str:
+    """How the program ended, as a sentence."""
+    name = f"Process {summary.pid}"
+    end = summary.ending
+    if end.exit_status is not None:
+        return f"{name} exited with status {end.exit_status}."
+    if end.signal is not None:
+        return f"{name} was killed by {signal.Signals(end.signal).name if end.signal < 32 else f'signal {end.signal}'}."
+    return {
+        "detached": f"{name} was detached and runs on.",
+        "replaced": f"{name} replaced itself with another program (exec); the tracking ended there.",
+        "gone": f"{name} has ended.",
+    }.get(end.why, f"{name} is running.")
+
+
+def summary(found: Summary) -> Iterator[str]:
+    """What is said at the end."""
+    yield "---- rtetrack-frida ----"
+    yield ending(found)
+    if found.allocations == found.frees == found.live_blocks == found.failed == 0 and not found.bad_frees:
+        yield "No allocation from DPDK's heap was seen."
+    yield (
+        f"{count(found.allocations, 'allocation')} ({size(found.allocated_bytes)}), {count(found.frees, 'free')}, "
+        f"{count(found.resizes, 'resize')}" + (f", {count(found.failed, 'failed allocation')}" if found.failed else "")
+    )
+    yield f"at the most {size(found.peak_bytes)} in {count(found.peak_blocks, 'block')}"
+    if found.lost:
+        yield f"{count(found.lost, 'event')} lost: the figures above leave them out."
+    if found.live_blocks:
+        yield f"still live: {size(found.live_bytes)} in {count(found.live_blocks, 'block')}; the largest call sites:"
+        for site in found.call_sites:
+            yield from call_site(site)
+    else:
+        yield "still live: nothing"
+    total = len(found.bad_frees) + found.bad_frees_not_kept
+    if not total:
+        yield "no bad frees"
+        return
+    kinds: dict[str, int] = {}
+    for report in found.bad_frees:
+        kinds[report.kind.name.lower()] = kinds.get(report.kind.name.lower(), 0) + 1
+    yield f"{count(total, 'bad free')}: {', '.join(f'{number:,} {kind}' for kind, number in sorted(kinds.items()))}"
+    for report in found.bad_frees[:10]:
+        yield f"  {bad_free_title(report)}"
+    if total > 10:
+        yield f"  ... and {total - 10:,} more"
+
+
+def thread(shown: Thread | None) -> str:
+    """A thread, or that it is not known."""
+    return "an unknown thread" if shown is None else str(shown)
