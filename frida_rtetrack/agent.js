@@ -6,11 +6,12 @@
  */
 
 const EVENT = { ALLOCATED: 1, FREED: 2, RESIZE_STARTED: 3, RESIZE_ENDED: 4, ALLOCATION_FAILED: 5 };
-const MARK = { EAL_CLEANUP_STARTED: 6, EAL_CLEANUP_ENDED: 7 };
+const MARK = { PAUSED: 2, RESUMED: 3, BASELINE_STARTED: 4, EAL_CLEANUP_STARTED: 6, EAL_CLEANUP_ENDED: 7 };
 const STACK_END = { MAX_FRAMES: 1, UNKNOWN_END: 5 };
 const SOCKET_ANY = -1;
 const PORTABLE_FRAMES = 16; // GUM_MAX_BACKTRACE_DEPTH
-const UNLOAD_PATIENCE_S = 10;
+const FIRST_EXTERNAL_SOCKET = 256; // EXTERNAL_HEAP_MIN_SOCKET_ID, malloc_heap.h
+const SETTLE_S = 0.01; // a free that was recorded before has reached the heap after so long
 const UNLOAD_GRACE_S = 0.2; // for a thread between a hook's last instruction and the program's code
 
 // Every entry point that allocates, resizes or frees (DPDK lib/eal/include/rte_malloc.h, rte_memzone.h): what it does,
@@ -85,7 +86,7 @@ class PortableEngine {
     // Cooperative (the default): a thread that waits for room in the ring lets go of the JavaScript lock.
     this.append = session.native('portable_append', 'int',
       ['uint32', 'uint32', 'int32', 'uint64', 'uint64', 'pointer', 'pointer', 'pointer', 'uint32', 'uint32']);
-    this.mark = session.native('agent_mark', 'int', ['uint32', 'uint64']);
+    this.mark = session.mark;
     this.memzonePrefix = Memory.allocUtf8String('memzone:');
     this.outermost = new Map(); // thread id -> stack pointer of the outermost hooked call it is inside of
     this.scratch = new Map(); // thread id -> room for its frames
@@ -260,10 +261,105 @@ class PortableEngine {
     this.listeners.forEach(listener => listener.detach());
   }
 
-  describe() {
-    return {};
+  onModuleAdded() {}
+
+  onModuleRemoved() {}
+
+  threadsInside() {
+    return 0;
+  }
+
+  stop() {}
+}
+
+// Interceptor.replaceFast with the C of native/hooks.c and its own unwinder (x86-64 Linux).
+class NativeEngine {
+  constructor(session) {
+    this.name = 'native';
+    this.session = session;
+    this.replaced = []; // addresses
+    this.listeners = [];
+    this.stubs = []; // keeps the near jumps' memory alive
+    this.addModule = session.native('unwind_add_module', 'int', ['pointer', 'uint64', 'uint64']);
+    this.removeModule = session.native('unwind_remove_module', 'void', ['pointer', 'uint64']);
+    this.unwinderBytes = session.native('unwind_state_bytes', 'uint64', [])().toNumber();
+    this.unwinder = map(this.unwinderBytes, MAP_PRIVATE_ANONYMOUS, -1, [MADV_DONTFORK, MADV_DONTDUMP]);
+    session.native('agent_use_unwinder', 'void', ['pointer'])(this.unwinder);
+    this.uncounted = session.native('hooks_uncounted', 'uint64', []);
+  }
+
+  onModuleAdded(module) {
+    this.addModule(this.unwinder, uint64(module.base.toString()), module.size);
+  }
+
+  onModuleRemoved(module) {
+    this.removeModule(this.unwinder, uint64(module.base.toString()));
+  }
+
+  // A redirect of 5 bytes first: it overwrites the fewest instructions that a thread may be in the middle of, and fits
+  // where the ordinary one of 16 does not (rte_free is 10 bytes long).
+  hook(name, address) {
+    const replacement = this.session.code['hook_' + name];
+    const ways = [
+      ['near', () => Interceptor.replaceFast(this.nearRedirect(address, replacement), replacement)],
+      ['far', () => Interceptor.replaceFast(address, replacement)],
+    ];
+    for (const [how, replace] of ways) {
+      let original;
+      try {
+        original = replace();
+      } catch (_) {
+        continue;
+      }
+      this.session.originals.add(8 * ORIGINALS.indexOf(name)).writePointer(original);
+      this.replaced.push(address);
+      return how;
+    }
+    const { api } = FUNCTIONS[name];
+    if (api === undefined) return null;
+    this.listeners.push(Interceptor.attach(address,
+      { onEnter: this.session.code.listener_enter, onLeave: this.session.code.listener_leave }, ptr(api)));
+    return 'attach';
+  }
+
+  nearRedirect(target, replacement) {
+    const stub = Memory.alloc(Process.pageSize, { near: target, maxDistance: 0x70000000 });
+    this.stubs.push(stub);
+    return {
+      target,
+      redirectSpaceHint: 5,
+      writeRedirect({ writer }) {
+        Memory.patchCode(stub, 16, code => {
+          const jump = new X86Writer(code, { pc: stub });
+          jump.putJmpAddress(replacement);
+          jump.flush();
+        });
+        writer.putJmpAddress(stub);
+      },
+    };
+  }
+
+  unhook() {
+    this.listeners.forEach(listener => listener.detach());
+    this.replaced.forEach(address => Interceptor.revert(address));
+  }
+
+  threadsInside() {
+    return this.uncounted().toNumber();
+  }
+
+  stop() {
+    this.session.native('hooks_stop', 'void', [])();
+    system.munmap(this.unwinder, this.unwinderBytes);
   }
 }
+
+// The order of struct originals in native/hooks.c.
+const ORIGINALS = [
+  'rte_malloc', 'rte_malloc_socket', 'rte_zmalloc', 'rte_zmalloc_socket', 'rte_calloc', 'rte_calloc_socket', 'rte_realloc',
+  'rte_realloc_socket', 'rte_free', 'rte_free_sensitive', 'rte_memzone_reserve', 'rte_memzone_reserve_aligned',
+  'rte_memzone_reserve_bounded', 'rte_memzone_free', 'rte_eal_cleanup',
+];
 
 // ---- one session ----
 
@@ -277,14 +373,18 @@ class Session {
     system.close(fd);
     if (options.populateBytes > 0)
       system.madvise(this.memory, options.populateBytes, MADV_POPULATE_WRITE); // refused by old kernels: only slower
-    this.agentBytes = Process.pageSize;
-    this.agent = map(this.agentBytes, MAP_PRIVATE_ANONYMOUS, -1, [MADV_WIPEONFORK, MADV_DONTDUMP]);
+    this.agent = map(Process.pageSize, MAP_PRIVATE_ANONYMOUS, -1, [MADV_WIPEONFORK, MADV_DONTDUMP]);
     this.sigmark = map(Process.pageSize, MAP_PRIVATE_ANONYMOUS, -1, [MADV_DONTDUMP]);
+    this.originals = map(Process.pageSize, MAP_PRIVATE_ANONYMOUS, -1, [MADV_DONTDUMP]);
     this.code = new CModule(source, {
       agent: this.agent,
       sigmark: this.sigmark,
+      originals: this.originals,
       syscall: Module.getGlobalExportByName('syscall'),
       sigaction: Module.getGlobalExportByName('sigaction'),
+      fopencookie: Module.getGlobalExportByName('fopencookie'),
+      fclose: Module.getGlobalExportByName('fclose'),
+      setvbuf: Module.getGlobalExportByName('setvbuf'),
       __errno_location: Module.getGlobalExportByName('__errno_location'),
     });
     this.tablesBytes = this.native('agent_tables_bytes', 'uint64', [])().toNumber();
@@ -292,11 +392,13 @@ class Session {
     const start = this.native('agent_start', 'int', ['pointer', 'pointer', 'uint32', 'uint32', 'uint32']);
     this.process = start(this.memory, this.tables, options.maxFrames, +options.allocationBacktrace, +options.freeBacktrace);
     if (this.process < 0) throw new Error('the session memory is not of this version');
+    this.mark = this.native('agent_mark', 'int', ['uint32', 'uint64']);
     this.switchTo = this.native('agent_switch', 'void', ['int']);
     this.moduleLoaded = this.native('agent_module_loaded', 'pointer', ['uint64', 'uint64', 'pointer']);
     this.moduleUnloaded = this.native('agent_module_unloaded', 'void', ['pointer']);
     this.readOnly = this.native('agent_read_only', 'void', ['uint64', 'uint64']);
-    this.engine = new PortableEngine(this);
+    this.record = this.native('agent_record', 'void', ['int']);
+    this.engine = options.engine === 'native' ? new NativeEngine(this) : new PortableEngine(this);
   }
 
   native(name, result, args) {
@@ -305,6 +407,7 @@ class Session {
 
   start() {
     this.switchTo(1);
+    this.record(1);
     this.startSigmark();
     this.observer = Process.attachModuleObserver({
       onAdded: module => this.onModuleAdded(module),
@@ -327,6 +430,7 @@ class Session {
       for (const range of module.enumerateRanges('r--'))
         if (range.protection[1] === '-')
           this.readOnly(uint64(range.base.toString()), uint64(range.base.add(range.size).toString()));
+      this.engine.onModuleAdded(module);
       this.hookModule(module);
     } catch (error) {
       send({ type: 'error', text: `${module.name}: ${error.message}` });
@@ -337,6 +441,7 @@ class Session {
     const record = this.modules.get(module.base.toString());
     this.modules.delete(module.base.toString());
     this.moduleUnloaded(record ?? NULL);
+    this.engine.onModuleRemoved(module);
     this.hooks = this.hooks.filter(hook => hook.module !== module.path);
   }
 
@@ -360,33 +465,58 @@ class Session {
       hooked.push({ function: name, module: module.path, address: address.toString(), how: this.engine.hook(name, address) });
     }
     Interceptor.flush();
+    this.dpdk = module;
     this.hooks.push(...hooked);
     send({ type: 'hooked', engine: this.engine.name, hooks: hooked });
+  }
+
+  // Has DPDK's own list of busy blocks written into the event stream; returns how many, or null if DPDK cannot be asked.
+  snapshot(number) {
+    const dump = this.dpdk && this.find(this.dpdk, 'rte_malloc_dump_heaps');
+    if (!dump) return null;
+    this.mark(MARK.BASELINE_STARTED, number);
+    Thread.sleep(SETTLE_S);
+    const take = this.native('snapshot_take', 'int64', ['pointer', 'uint64', 'int']);
+    return take(dump, number, +this.hasOneHeap()).toNumber();
+  }
+
+  hasOneHeap() {
+    const sockets = this.find(this.dpdk, 'rte_socket_count');
+    const isExternal = this.find(this.dpdk, 'rte_malloc_heap_socket_is_external');
+    if (sockets === null || isExternal === null) return false;
+    if (new NativeFunction(sockets, 'uint', [])() !== 1) return false;
+    const external = new NativeFunction(isExternal, 'int', ['int']);
+    for (let socket = FIRST_EXTERNAL_SOCKET; socket < FIRST_EXTERNAL_SOCKET + 64; socket++)
+      if (external(socket) === 1) return false;
+    return true;
   }
 
   state() {
     return { process: this.process, engine: this.engine.name, hooks: this.hooks, sigmark: this.sigmarkState };
   }
 
+  // Nothing of ours is freed before every hook is gone and every thread has left it.
   stop() {
     if (system.getpid().value !== this.pid) return; // a forked child: nothing of this is mapped here
-    this.switchTo(0);
     this.observer?.detach();
     this.engine.unhook();
     this.native('sigmark_stop', 'void', [])();
     this.sigactionListener?.detach();
     Interceptor.flush();
+    this.record(0); // whoever waits for room in the ring stops waiting
     const threadsInside = this.native('agent_threads_inside', 'int', []);
     const signalsInside = this.native('sigmark_inside', 'int', []);
-    for (let waited = 0; waited < UNLOAD_PATIENCE_S && (threadsInside() > 0 || signalsInside() > 0); waited += 0.01)
-      Thread.sleep(0.01);
+    const inside = () => threadsInside() + signalsInside() + this.engine.threadsInside();
+    while (inside() > 0) Thread.sleep(0.01);
     Thread.sleep(UNLOAD_GRACE_S);
+    while (inside() > 0) Thread.sleep(0.01);
+    this.switchTo(0);
+    this.engine.stop();
     this.native('agent_stop', 'void', [])();
     this.code.dispose();
     system.munmap(this.memory, this.options.sessionBytes);
     system.munmap(this.tables, this.tablesBytes);
-    system.munmap(this.agent, this.agentBytes);
-    system.munmap(this.sigmark, Process.pageSize);
+    for (const page of [this.agent, this.sigmark, this.originals]) system.munmap(page, Process.pageSize);
   }
 }
 
@@ -416,12 +546,18 @@ rpc.exports = {
     return session.state();
   },
 
-  mark(kind, argument) {
-    return session.native('agent_mark', 'int', ['uint32', 'uint64'])(kind, argument);
+  pause() {
+    session.record(0);
+    return session.mark(MARK.PAUSED, 0);
   },
 
-  record(on) {
-    session.switchTo(on ? 1 : 0);
+  resume() {
+    session.record(1);
+    return session.mark(MARK.RESUMED, 0);
+  },
+
+  snapshot(number) {
+    return session.snapshot(number);
   },
 
   moduleNames() {

@@ -14,7 +14,7 @@ from frida_rtetrack.errors import AgentFailed, AgentTimeout, TargetEnded
 
 CALL_SECONDS = 20.0
 _HERE = Path(__file__).parent
-_INCLUDE = re.compile(r'^#include "([^"]+)"\n', re.MULTILINE)
+_INCLUDE = re.compile(r'^#include "([^"]+)".*\n', re.MULTILINE)
 
 
 def native_source(*names: str) -> str:

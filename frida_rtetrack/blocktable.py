@@ -6,6 +6,7 @@ object a block: a row costs 77 bytes of columns and 8 to 16 bytes of index, and 
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -105,7 +106,9 @@ _COLUMNS: tuple[tuple[str, type[np.generic]], ...] = (
     ("free_api", np.uint8),
 )
 
-_FIRST_CAPACITY = 1024
+_FIRST_CAPACITY = 1 << 22
+"""Rows that there is address space for from the start (320 MB): only beyond them a growing table is copied."""
+_SMALLEST_INDEX_BITS = 12
 _MULTIPLIER = 0x9E37_79B9_7F4A_7C15
 """2^64 / golden ratio (Knuth, The Art of Computer Programming 3, 6.4): spreads the regular addresses of a heap."""
 _U64_MASK = (1 << 64) - 1
@@ -141,7 +144,7 @@ class BlockTable:
         """An empty table."""
         self.used = 0
         for name, dtype in _COLUMNS:
-            setattr(self, name, np.empty(_FIRST_CAPACITY, dtype))
+            setattr(self, name, _reserved(_FIRST_CAPACITY, dtype))
         self._rebuild_index()
 
     # ---- finding and adding rows
@@ -316,7 +319,7 @@ class BlockTable:
         Entered in the order of their homes, each row's slot is the first after both its home and its predecessor's
         slot, so one running maximum places them all; the few that would lie beyond the end are entered one by one.
         """
-        bits = max(2 * _FIRST_CAPACITY, 2 * self.used + 1).bit_length()
+        bits = max(_SMALLEST_INDEX_BITS, (2 * self.used).bit_length())
         self._shift = 64 - bits
         self._mask = (1 << bits) - 1
         self._index: NDArray[np.uint32] = np.zeros(1 << bits, np.uint32)
@@ -330,11 +333,18 @@ class BlockTable:
         self._enter(rows[within:])
 
     def _reserve(self, capacity: int) -> None:
-        """Make room for `capacity` rows: half as many again each time, of which what is not used is never touched."""
-        if capacity <= self.address.size:
+        """Make room for `capacity` rows, generously: what is not used of it is address space, not memory."""
+        size = self.address.size
+        if capacity <= size:
             return
-        capacity = max(capacity, self.address.size * 3 // 2)
+        capacity = max(capacity, 2 * size)
         for name, dtype in _COLUMNS:
-            grown: NDArray[Any] = np.empty(capacity, dtype)
+            grown = _reserved(capacity, dtype)
             grown[: self.used] = getattr(self, name)[: self.used]
             setattr(self, name, grown)
+
+
+def _reserved(capacity: int, dtype: type[np.generic]) -> NDArray[Any]:
+    """An array (capacity,) that costs memory only page by page, as it is written (and not huge ones, as numpy's do)."""
+    pages = mmap.mmap(-1, capacity * np.dtype(dtype).itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(pages, dtype)

@@ -89,13 +89,13 @@ def _rust_unescape(match: re.Match[str]) -> str:
 
 def _rust_v0(name: str) -> str:
     try:
-        return _RustV0(name[2:]).symbol()
+        return _RustV0(name[2:]).symbol() or name
     except (ValueError, IndexError, KeyError, RecursionError):
         return name
 
 
 class _RustV0:
-    """Recursive descent over rustc's `v0` grammar (Rust RFC 2603); each method consumes one production and returns its text.
+    """Recursive descent over rustc's `v0` grammar (Rust RFC 2603): each method takes one production and gives its text.
 
     Crate hashes and integer suffixes are left out, as `rustfilt` and `nm -C` do. Raises ValueError, IndexError or
     KeyError for what does not fit the grammar, or is too deep or too long.

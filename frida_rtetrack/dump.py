@@ -62,9 +62,10 @@ def write_dump(
     label_text: Callable[[int], bytes | None],
     stack_text: Callable[[int], str],
 ) -> None:
-    """Writes the live blocks to `path`, largest first, equal ones by address. A new file replaces what was there, mode 0600.
+    """Writes the live blocks to `path`, largest first, equal ones by address.
 
-    A symlink at `path` is replaced, never followed. Anything but a regular file or a link to one is left alone.
+    A new file, mode 0600, takes the place of what was there once it is whole. A symlink at `path` is replaced, never
+    followed. Anything but a regular file, or a link to one, is left alone.
 
     Args:
         blocks: shape (live blocks,), with unsigned fields address, size (bytes), label and stack; others are ignored.

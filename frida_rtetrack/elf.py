@@ -1,8 +1,8 @@
-"""What an ELF file says of itself: where it loads, its build-id, its debug file's name, and its functions' exact ranges.
+"""What an ELF file says of itself: where it loads, build-id, its debug file's name, and its functions' exact ranges.
 
-Reads the headers and symbol tables only (no DWARF), with bounded `pread`s, so a file that is damaged, truncated while it
-is read or hostile raises ElfError and does nothing worse. Layouts: elf(5); `.gnu_debuglink` and build-id: GDB manual,
-"Debugging Information in Separate Files"; `.gnu_debugdata`: the same, "MiniDebugInfo".
+Reads the headers and symbol tables only (no DWARF), with bounded `pread`s, so a file that is damaged, hostile or
+truncated while it is read raises ElfError and does nothing worse. Layouts: elf(5); `.gnu_debuglink` and build-id: GDB
+manual, "Debugging Information in Separate Files"; `.gnu_debugdata`: the same, "MiniDebugInfo".
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ _MAX_ALIASES = 64
 # fmt: off
 _HEADER = ["type:2", "machine:2", "version:4", "entry:w", "phoff:w", "shoff:w", "flags:4", "ehsize:2",
            "phentsize:2", "phnum:2", "shentsize:2", "shnum:2", "shstrndx:2"]
-_SECTION = ["name:4", "type:4", "flags:w", "addr:w", "offset:w", "size:w", "link:4", "info:4", "addralign:w", "entsize:w"]
+_SECTION = ["name:4", "type:4", "flags:w", "addr:w", "offset:w", "size:w", "link:4", "info:4",
+            "addralign:w", "entsize:w"]
 _SEGMENT = {
     32: ["type:4", "offset:w", "vaddr:w", "paddr:w", "filesz:w", "memsz:w", "flags:4", "align:w"],
     64: ["type:4", "flags:4", "offset:w", "vaddr:w", "paddr:w", "filesz:w", "memsz:w", "align:w"],
@@ -62,12 +63,12 @@ class Function:
 
 
 class FunctionTable:
-    """The functions of one symbol table that have an address and a size, for lookups by address."""
+    """The functions that one symbol table defines, for lookups by address."""
 
     def __init__(self, symbols: NDArray[np.void], strings: bytes) -> None:
         kinds = symbols["info"] & 0xF
         is_function = (kinds == STT_FUNC) | (kinds == STT_GNU_IFUNC)
-        symbols = symbols[is_function & (symbols["shndx"] != SHN_UNDEF) & (symbols["size"] > 0)]
+        symbols = symbols[is_function & (symbols["shndx"] != SHN_UNDEF)]
         symbols = symbols[np.argsort(symbols["value"], kind="stable")]
         self._starts: NDArray[np.uint64] = symbols["value"].astype(np.uint64)
         self._ends = self._starts + symbols["size"].astype(np.uint64)
@@ -122,7 +123,7 @@ class ElfFile:
 
     @property
     def first_load(self) -> int:
-        """Address of the first PT_LOAD segment as the file has it: 0 for most libraries, 0x400000 for a non-PIE program."""
+        """Address of the first PT_LOAD segment in the file: 0 for most libraries, 0x400000 for a non-PIE program."""
         loads = self._loads()
         return int(loads["vaddr"][0]) if len(loads) else 0
 

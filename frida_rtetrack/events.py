@@ -69,6 +69,7 @@ class Mark(IntEnum):
     BASELINE_ENDED = 5
     EAL_CLEANUP_STARTED = 6
     EAL_CLEANUP_ENDED = 7
+    HEAP_SNAPSHOT = 8
 
 
 class StackEnd(IntEnum):
@@ -103,14 +104,16 @@ EventBatch = NDArray[np.void]
 THREAD_DTYPE = np.dtype(
     [
         ("tid", "<u4"),
-        ("process", "<u4"),
+        ("process", "<u2"),
+        ("reserved", "<u2"),
         ("name", "S16"),
-        ("depth", "<u4"),
-        ("appending", "<u4"),
+        ("depth", "<u2"),
+        ("appending", "<u2"),
+        ("taken", "<u4"),
         ("outermost_sp", "<u8"),
         ("stack_low", "<u8"),
         ("stack_high", "<u8"),
-        ("reserved", "<u8"),
+        ("own_memory", "<u8"),
     ]
 )
 """`struct thread_slot`, 64 bytes."""

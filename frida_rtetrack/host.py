@@ -7,6 +7,7 @@ whatever the prompt, the command line or a script asks. It prints nothing: what 
 from __future__ import annotations
 
 import os
+import platform
 import queue
 import select
 import signal
@@ -20,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 import frida
+import numpy as np
 
 from frida_rtetrack import badfree, process, summary
 from frida_rtetrack.agentlink import AgentLink, limited, native_source
@@ -28,13 +30,15 @@ from frida_rtetrack.dump import DumpError, write_dump
 from frida_rtetrack.errors import (
     AgentFailed,
     AgentTimeout,
+    BadUsage,
     LibraryNotFound,
     NoDpdk,
     NotLive,
     RtetrackError,
     TargetEnded,
 )
-from frida_rtetrack.events import EventBatch, Kind, Mark
+from frida_rtetrack.events import EventBatch, Kind, Mark, sizes
+from frida_rtetrack.heap import HeapDifference, HeapSnapshot
 from frida_rtetrack.launch import GatedProgram, launch
 from frida_rtetrack.names import Names
 from frida_rtetrack.ring import RingReader, SessionMemory
@@ -42,7 +46,7 @@ from frida_rtetrack.summary import CallSite, Ending, Summary
 from frida_rtetrack.tracking import BadFree, Lookup, TrackingMap
 
 DEFAULT_DUMP_PATH = Path("/tmp/rteMallocTrackMapDump.txt")
-ENGINES = ("auto", "portable")
+ENGINES = ("auto", "native", "portable")
 PORTABLE_FRAMES = 16
 MAX_FRAMES = 256
 IDLE_SECONDS = 0.01
@@ -50,6 +54,9 @@ HEARTBEAT_SECONDS = 0.25
 UNLOAD_SECONDS = 30.0
 BAD_FREE_DUMP_SECONDS = 1.0
 BAD_FREES_KEPT = 100_000
+BASELINE_SETTLE_SECONDS = 0.05
+VERIFY_ROUNDS = 5
+VERIFY_PAUSE_SECONDS = 0.02
 
 try:
     VERSION = version("rtetrack-frida")
@@ -167,6 +174,12 @@ class Host:
         self._last_bad_free_dump = 0.0
         self._bad_free_dump_due = False
         self._bad_frees_found = 0
+        self._snapshot: HeapSnapshot | None = None  # the one that is arriving
+        self._snapshots: dict[int, HeapSnapshot] = {}
+        self._snapshot_number = 0
+        self._snapshot_lock = threading.Lock()
+        self._lost_seen = 0
+        self.verified: HeapDifference | None = None
 
     # ---- beginning ----
 
@@ -217,6 +230,7 @@ class Host:
         try:
             host._begin(pid, session, tuple(process.command_line(pid)))
             host._check_dpdk_was_found()
+            host.baseline()
         except BaseException:
             host.detach()
             raise
@@ -238,13 +252,13 @@ class Host:
         self._start_thread(self._keep_heartbeat)
         self._start_thread(self._drain)
         self._start_thread(self._do_work)
-        state = self._agent.call("start", target_fd, self._agent_options(), native_source(*NATIVE_FILES))
+        state = self._agent.call("start", target_fd, self._agent_options(), native_source(*NATIVE_FILES[self._engine()]))
         self.engine = state["engine"]
 
     def _agent_options(self) -> dict[str, Any]:
         options = self.options
         return {
-            "engine": options.engine,
+            "engine": self._engine(),
             "library": options.library,
             "maxFrames": options.max_frames,
             "allocationBacktrace": options.backtrace,
@@ -253,6 +267,14 @@ class Host:
             "sessionBytes": self._memory.counter("total_bytes"),
             "populateBytes": self._memory.counter("stacks_offset"),
         }
+
+    def _engine(self) -> str:
+        native_here = platform.machine() == "x86_64"
+        if self.options.engine == "native" and not native_here:
+            raise BadUsage("The native engine is for x86-64.", "Use --engine portable.")
+        if self.options.engine == "auto":
+            return "native" if native_here else "portable"
+        return self.options.engine
 
     def _check_dpdk_was_found(self) -> None:
         if self.hooks:
@@ -325,6 +347,7 @@ class Host:
                     self._stop_draining.wait(idle)
                     idle = min(idle * 1.2, 5 * IDLE_SECONDS)
                 self._dump_if_due()
+                self._notice_losses()
         except Exception as error:  # a bug of ours must not leave the user waiting for ever
             self._work.put(("problem", f"Reading the events failed: {error!r}. The figures end here."))
         self._conclude()
@@ -334,14 +357,16 @@ class Host:
         start = 0
         now = time.monotonic_ns()
         for at in (batch["kind"] == Kind.MARK).nonzero()[0]:
-            self._apply_events(batch[start:at], now)
-            self._on_mark(Mark(int(batch["api"][at])))
+            self._apply_events(batch[start : at + 1], now)
+            self._on_mark(Mark(int(batch["api"][at])), int(sizes(batch[at : at + 1])[0]))
             start = int(at) + 1
         self._apply_events(batch[start:], now)
 
     def _apply_events(self, events: EventBatch, now_ns: int) -> None:
         if not len(events):
             return
+        if self._snapshot is not None:
+            events = self._collect_snapshot(self._snapshot, events)
         with self._lock:
             found = self.tracking.apply(events, now_ns)
         if found:
@@ -349,9 +374,37 @@ class Host:
             self._work.put(("bad_frees", found))
             self._bad_free_dump_due = self.options.dump_on_bad_free
 
-    def _on_mark(self, mark: Mark) -> None:
+    def _collect_snapshot(self, snapshot: HeapSnapshot, events: EventBatch) -> EventBatch:
+        """Takes DPDK's busy blocks out of the events, except where they are to become the baseline."""
+        of_heap = events["kind"] == Kind.BASELINE_BLOCK
+        if not of_heap.any():
+            return events
+        snapshot.events.append(events[of_heap])
+        return events if snapshot.inserts else events[~of_heap]
+
+    def _on_mark(self, mark: Mark, argument: int) -> None:
         if mark is Mark.SIGNAL:
             self._queue_dump(self.options.dump_path, "SIGRTMIN")
+        elif mark is Mark.BASELINE_STARTED:
+            self._snapshot = self._snapshots.setdefault(argument, HeapSnapshot(inserts=False))
+            self._snapshot.started_sequence = self.tracking.events
+        elif mark is Mark.HEAP_SNAPSHOT and self._snapshot is not None and self._snapshot.live is None:
+            self._snapshot.live = self.tracking.live()
+        elif mark is Mark.BASELINE_ENDED and self._snapshot is not None:
+            self._snapshot.difference = self._snapshot.compare(self.tracking)
+            self._snapshot.live = None
+            self._snapshot.events.clear()
+            self._snapshot.ended.set()
+            self._snapshot = None
+
+    def _notice_losses(self) -> None:
+        lost = self.lost
+        if lost == self._lost_seen:
+            return
+        self._lost_seen = lost
+        with self._lock:
+            self.tracking.mark_incomplete()
+        self._work.put(("lost", lost))
 
     def _dump_if_due(self) -> None:
         now = time.monotonic()
@@ -401,6 +454,17 @@ class Host:
             self.observer.problem(argument)
         elif task == "sync":
             argument.set()
+        elif task == "lost":
+            self._heal(argument)
+
+    def _heal(self, lost: int) -> None:
+        if lost != self._lost_seen:
+            return  # more were lost since: that task does it
+        self.observer.problem(f"{lost:,} events were lost so far; taking a fresh look at the heap (--buffer makes the ring larger).")
+        try:
+            self.baseline()
+        except RtetrackError as error:
+            self.observer.problem(f"The heap could not be read after the loss: {error}")
 
     def _report_failure(self, task: str, error: Exception) -> None:
         try:
@@ -657,6 +721,75 @@ class Host:
                 call_sites=tuple(summary.call_sites(self.tracking, self.names, summary.CALL_SITES)),
             )
 
+    # ---- DPDK's own view ----
+
+    def _take_snapshot(self, *, inserts: bool = False) -> HeapDifference | None:
+        """Compares with DPDK's heap at one moment; None where DPDK has no function to ask. Raises NotLive, AgentError."""
+        with self._snapshot_lock:
+            self._snapshot_number += 1
+            number = self._snapshot_number
+            snapshot = self._snapshots[number] = HeapSnapshot(inserts=inserts)
+            try:
+                blocks = self._command("snapshot", number)
+                if blocks is None:
+                    return None
+                if blocks < 0:
+                    raise AgentFailed("The agent could not get memory for a snapshot of DPDK's heap.")
+                while not snapshot.ended.wait(0.05):
+                    if self._over.is_set():
+                        raise NotLive("The program ended while its heap was being read.")
+                return snapshot.difference
+            finally:
+                del self._snapshots[number]
+
+    def baseline(self) -> int | None:
+        """Takes what already lives in DPDK's heap into the tracking, which is complete from then on.
+
+        Done by `attach`, by `resume_recording` and after a loss of events. Returns the number of blocks that the heap
+        has, None where this DPDK cannot be asked: then the frees of unknown blocks are counted and never accused.
+        """
+        if self._take_snapshot(inserts=True) is None:
+            return None
+        # Calls that were under way when the hooks were installed were not seen: what they left is set right here.
+        time.sleep(BASELINE_SETTLE_SECONDS)
+        difference = self._lasting_difference()
+        if difference is None:
+            return None
+        now = time.monotonic_ns()
+        with self._lock:
+            if difference.missing:
+                self.tracking.insert_baseline(
+                    np.array([element.address for element in difference.missing], np.uint64),
+                    np.array([element.size_bytes for element in difference.missing], np.uint64),
+                    now,
+                )
+            if difference.unexpected:
+                self.tracking.forget(np.array([block.address for block in difference.unexpected], np.uint64))
+            self.tracking.mark_complete()
+        return difference.busy
+
+    def verify(self) -> HeapDifference | None:
+        """Compares the live set with DPDK's own list of busy blocks, at one moment, while the program runs.
+
+        The answer is kept for the summary. None where this DPDK has no rte_malloc_dump_heaps. Raises NotLive.
+        """
+        difference = self._lasting_difference()
+        if difference is not None:
+            self.verified = difference
+        return difference
+
+    def _lasting_difference(self) -> HeapDifference | None:
+        difference = self._take_snapshot()
+        for _ in range(VERIFY_ROUNDS - 1):
+            if not difference:
+                break
+            time.sleep(VERIFY_PAUSE_SECONDS)
+            again = self._take_snapshot()
+            if again is None:
+                return None
+            difference = again.persisting(difference)
+        return difference
+
     # ---- commands ----
 
     def pause(self) -> None:
@@ -665,11 +798,12 @@ class Host:
         self.paused = True
 
     def resume_recording(self) -> None:
-        """Records again. Blocks of the pause are unknown: their frees are counted, not accused."""
+        """Records again, after a fresh baseline: what was allocated and freed during the pause is set right."""
         with self._lock:
             self.tracking.mark_incomplete()
         self._command("resume")
         self.paused = False
+        self.baseline()
 
     def _command(self, method: str, *arguments: Any) -> Any:
         if self._over.is_set() or self._agent is None:
@@ -682,7 +816,11 @@ class Host:
             raise
 
 
-NATIVE_FILES = ("session.c", "portable.c", "sigmark.c")
+NATIVE_FILES = {
+    "portable": ("session.c", "portable.c", "sigmark.c", "snapshot.c"),
+    "native": ("session.c", "unwind.c", "hooks.c", "listeners.c", "sigmark.c", "snapshot.c"),
+}
+"""What is compiled in the target, by engine."""
 
 
 def _end_process(gated: GatedProgram) -> None:

@@ -75,7 +75,7 @@ class Frame:
 
 
 class ModuleMap:
-    """Which module was at an address of a process at a module epoch. One writer; readers on other threads need no lock."""
+    """Which module was at an address of a process at a module epoch. One thread may write while others read."""
 
     def __init__(self) -> None:
         self._processes: dict[int, tuple[list[tuple[int, int]], list[Module], int]] = {}
@@ -86,6 +86,8 @@ class ModuleMap:
         key = (module.base, module.loaded_epoch)
         index = bisect.bisect_left(keys, key)
         after = index + (index < len(keys) and keys[index] == key)
+        if modules[index:after] == [module]:
+            return
         self._processes[module.process] = (
             [*keys[:index], key, *keys[after:]],
             [*modules[:index], module, *modules[after:]],
@@ -180,7 +182,7 @@ class Symbolizer:
             return None
 
     def _debug_file(self, elf: ElfFile, path: str) -> ElfFile | None:
-        """The detached debug file, by build-id, then by debuglink, where GDB looks for it; it must prove that it fits."""
+        """The detached debug file: by build-id, then by debuglink, where GDB looks; it must prove that it fits."""
         if elf.build_id:
             name = f"{elf.build_id[:1].hex()}/{elf.build_id[1:].hex()}.debug"
             for directory in self._debug_directories:
@@ -242,12 +244,20 @@ class _ModuleNames:
         """`nameless`, a frame with all but its names, as one frame or more, innermost first."""
         assert nameless.offset is not None
         address = nameless.offset + self._low
-        function = self._find(address - 1)
         holder = nameless
-        if function is not None:
-            name = demangle(function.name)
-            holder = replace(nameless, function=name, symbol=name, function_offset=address - function.start)
         *inlined, physical = self._locations(address - 1) or [None]
+        function = self._find(address - 1)
+        if function is not None:
+            holder = replace(
+                nameless,
+                function=demangle(function.name if physical is None else _CLONE_SUFFIXES.sub("", function.name)),
+                symbol=demangle(function.name),
+                function_offset=address - function.start,
+            )
+        elif physical is not None and physical.lang != "unknown" and physical.symbol:
+            holder = replace(nameless, function=demangle(_CLONE_SUFFIXES.sub("", physical.symbol)))
+        if physical is not None:
+            holder = replace(holder, file=physical.full_path, line=physical.line or None)
         frames = [
             replace(
                 nameless,
@@ -258,10 +268,6 @@ class _ModuleNames:
             )
             for place in inlined
         ]
-        if physical is not None:
-            holder = replace(holder, file=physical.full_path, line=physical.line or None)
-            if physical.lang != "unknown" and physical.symbol:
-                holder = replace(holder, function=demangle(_CLONE_SUFFIXES.sub("", physical.symbol)))
         return (*frames, holder)
 
     def _find(self, address: int) -> Function | None:
@@ -272,15 +278,15 @@ class _ModuleNames:
         return None
 
     def _locations(self, address: int) -> list[Any]:
-        """symbolic's SourceLocations that rest on DWARF, innermost first.
+        """symbolic's SourceLocations that rest on debug information, innermost first.
 
-        It also answers from the symbol table (no path, language unknown), where it stretches a symbol without a size
-        over everything up to the next one; `_find` does that part, by the symbols' own sizes.
+        It also answers from the symbol table alone (then it has no path and knows no language), and stretches symbols
+        without a size up to the next one; names from there come by `_find` or not at all.
         """
         if self._dwarf is None or address < self._dwarf_low:
             return []
         places = self._dwarf.lookup(address - self._dwarf_low)
-        return places if places and (places[-1].full_path or places[-1].lang != "unknown") else []
+        return list(places) if places and (places[-1].full_path or places[-1].lang != "unknown") else []
 
 
 def _symcache(elf: ElfFile) -> Any:
@@ -321,7 +327,7 @@ def format_frame(frame: Frame) -> str:
     """A frame as glibc's `backtrace_symbols` writes it; frames of a stack are then separated by a space.
 
     `module(function+0xoff) [0xaddress]`; `module(+0xoff) [0xaddress]` (offset from the module's base) if no function is
-    known; `[0xaddress]` alone without a module; `module(function) [0xaddress]`, with no offset, for an inlined function.
+    known; `[0xaddress]` alone without a module; `module(function) [0xaddress]`, without an offset, if it is inlined.
     The function is the linker's, so that function+0xoff is where `nm` says. Names of C++ hold spaces, commas and
     parentheses: a frame ends where `[0x...]` does, at a space or the end (`dump.split_frames`), never at a mere space.
     """

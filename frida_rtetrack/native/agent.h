@@ -30,7 +30,8 @@ struct read_only_range {
 
 /* On pages of their own with MADV_WIPEONFORK: a forked child reads zeros, so `on` is off in it. */
 struct agent {
-    volatile uint32_t on; /* record events */
+    volatile uint32_t on; /* this process is tracked: count who is inside of a hook */
+    volatile uint32_t recording; /* append events (off: paused, or leaving) */
     uint32_t process;     /* our index in session_header.processes */
     volatile uint32_t epoch; /* how many modules were unloaded so far */
     uint32_t pid;
@@ -39,6 +40,7 @@ struct agent {
     uint64_t ring_mask, ring_capacity;
     uint32_t ring_shift;
     tls_key_t thread_key;
+    uint64_t thread_value, thread_value_sequence; /* see find_thread_value */
     uint64_t *stacks;
     uint8_t *labels;
     struct thread_slot *threads;
@@ -47,6 +49,7 @@ struct agent {
     uint32_t max_frames;
     uint32_t allocation_backtrace, free_backtrace; /* switches */
     volatile uint32_t stack_lock, label_lock;
+    struct unwind_state *unwinder; /* the native engine's */
     struct stack_index_entry *stack_index;
     struct label_cache_entry *label_cache;
     volatile uint32_t *label_index;

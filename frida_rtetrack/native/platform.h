@@ -76,6 +76,9 @@ extern int *__errno_location(void);
 #define SYS_READ 0
 #define SYS_CLOSE 3
 #define SYS_TGKILL 234
+#define SYS_MMAP 9
+#define SYS_MUNMAP 11
+#define SYS_MREMAP 25
 #else /* the numbers that arm64, riscv64 and loongarch64 share */
 #define SYS_GETTID 178
 #define SYS_NANOSLEEP 101
@@ -87,6 +90,9 @@ extern int *__errno_location(void);
 #define SYS_READ 63
 #define SYS_CLOSE 57
 #define SYS_TGKILL 131
+#define SYS_MMAP 222
+#define SYS_MUNMAP 215
+#define SYS_MREMAP 216
 #endif
 
 #endif

@@ -5,13 +5,13 @@ int portable_append(uint32_t kind, uint32_t api, int32_t socket, uint64_t addres
                     const char *type, const uint64_t *frames, uint32_t count, uint32_t end) {
     struct thread_slot *thread;
     uint32_t stack = 0, label = 0;
-    if (!agent.on) return 0;
+    if (!agent.on || !agent.recording) return 0;
     thread = thread_self();
     if (thread == NULL) {
         atomic_add(&agent.header->lost, 1);
         return 0;
     }
-    if (count != 0) stack = intern_stack(hash_frames(frames, count), frames, count, end);
+    if (count != 0) stack = intern_stack(hash_stack(frames, count), frames, count, end);
     if (type != NULL) label = prefix != NULL ? copy_label(prefix, type) : label_of(type);
-    return append(thread, kind, api, (uint32_t) socket, address, size, stack, label);
+    return append(thread, WHAT(kind, api, socket), address, size, stack, label);
 }

@@ -9,7 +9,7 @@
 #define HEARTBEAT_LIMIT_NS 2000000000ULL
 #define PR_GET_NAME 16
 #define AT_FDCWD -100
-#define HASH_MULTIPLIER 0x9e3779b97f4a7c15ULL
+#define SESSION_HASH_MULTIPLIER 0x9e3779b97f4a7c15ULL
 
 static uint64_t monotonic_ns(void) {
     int64_t time[2];
@@ -56,8 +56,37 @@ static struct thread_slot *thread_register(void) {
     return slot;
 }
 
+#if defined(__x86_64__) && defined(__TINYC__)
+/*
+ * glibc keeps the values of the first 32 keys inside of struct pthread, as pairs of a sequence number and the value
+ * (nptl/descr.h, struct pthread_key_data). Where our key's pair lies is found once, by looking for a value that was set;
+ * 0: not found (another C library, or a later key), and the call has to be made.
+ */
+static void find_thread_value(void) {
+    uint64_t magic = 0x7274657472616b21ULL, self, offset, found = 0;
+    __asm__ volatile("movq %%fs:0, %0" : "=r"(self));
+    tls_set(agent.thread_key, (void *) magic);
+    for (offset = 8; offset < 2048; offset += 8)
+        if (*(volatile uint64_t *) (self + offset) == magic) found = found == 0 ? offset : 1;
+    tls_set(agent.thread_key, NULL);
+    if (found <= 1 || *(volatile uint64_t *) (self + found) != 0) return;
+    agent.thread_value_sequence = *(volatile uint64_t *) (self + found - 8);
+    agent.thread_value = found;
+}
+
+static struct thread_slot *thread_known(void) {
+    uint64_t at = agent.thread_value, sequence, value;
+    if (at == 0) return tls_get(agent.thread_key);
+    __asm__ volatile("movq %%fs:-8(%2), %0\n movq %%fs:(%2), %1" : "=&r"(sequence), "=&r"(value) : "r"(at));
+    return sequence == agent.thread_value_sequence ? (struct thread_slot *) value : NULL;
+}
+#else
+static void find_thread_value(void) {}
+static struct thread_slot *thread_known(void) { return tls_get(agent.thread_key); }
+#endif
+
 static struct thread_slot *thread_self(void) {
-    struct thread_slot *slot = tls_get(agent.thread_key);
+    struct thread_slot *slot = thread_known();
     return slot != NULL ? slot : thread_register();
 }
 
@@ -141,53 +170,63 @@ static int wait_for_room(uint64_t needed_tail) {
         uint64_t heartbeat;
         agent.tail_seen = *(volatile uint64_t *) &header->tail;
         if ((int64_t) (agent.tail_seen - needed_tail) >= 0) return 1;
-        if (!agent.on) return 0;
+        if (!agent.recording) return 0;
         heartbeat = *(volatile uint64_t *) &header->heartbeat_ns;
         if (monotonic_ns() > heartbeat + HEARTBEAT_LIMIT_NS) return 0;
         syscall(SYS_NANOSLEEP, pause, 0L);
     }
 }
 
-/* Appends one event. 0: dropped and counted. */
-static int append(struct thread_slot *thread, uint32_t kind, uint32_t api, uint32_t socket, uint64_t address, uint64_t size,
-                  uint32_t stack, uint32_t label) {
+/*
+ * Claims the next slot of the ring, and says that the thread is writing it; NULL: dropped and counted. `commit` says
+ * what to hand to publish_u32(&event->commit) once the slot is filled in; then thread->appending must be put back.
+ */
+static struct event *claim(struct thread_slot *thread, uint32_t *commit) {
     struct session_header *header = agent.header;
-    uint64_t head = *(volatile uint64_t *) &header->head, index;
-    volatile struct event *event;
-    int stale = 0;
-    if (head + RING_MARGIN >= agent.tail_seen + agent.ring_capacity) { /* full, as far as was known */
+    uint64_t room = agent.tail_seen + agent.ring_capacity, index = *(volatile uint64_t *) &header->head + RING_MARGIN;
+    if (index >= room) { /* full, as far as was known */
         agent.tail_seen = *(volatile uint64_t *) &header->tail;
-        if (head + RING_MARGIN >= agent.tail_seen + agent.ring_capacity
-            && !wait_for_room(head + RING_MARGIN + 1 - agent.ring_capacity)) {
+        if (index >= agent.tail_seen + agent.ring_capacity && !wait_for_room(index + 1 - agent.ring_capacity)) {
             atomic_add(&header->lost, 1);
-            return 0;
+            return NULL;
         }
+        room = agent.tail_seen + agent.ring_capacity;
     }
     thread->appending++;
     index = atomic_add(&header->head, 1);
     /* More threads than the margin came through the check together: only now must this one wait, for its own slot. */
-    if (index >= agent.tail_seen + agent.ring_capacity) stale = !wait_for_room(index + 1 - agent.ring_capacity);
-    if (stale) { /* the slot stays uncommitted: the reader skips and counts it */
-        thread->appending--;
-        return 0;
+    if (index >= room && !wait_for_room(index + 1 - agent.ring_capacity)) {
+        thread->appending--; /* the slot stays uncommitted: the reader skips and counts it */
+        return NULL;
     }
-    event = &agent.ring[index & agent.ring_mask];
-    *(volatile uint32_t *) &event->kind = kind | api << 8 | (socket & 0xff) << 16;
+    *commit = (uint32_t) (index >> agent.ring_shift) + 1;
+    return &agent.ring[index & agent.ring_mask];
+}
+
+/* Appends one event. `what` is its kind, api << 8 and socket << 16. 0: dropped and counted. */
+static int append(struct thread_slot *thread, uint32_t what, uint64_t address, uint64_t size, uint32_t stack, uint32_t label) {
+    uint32_t commit;
+    volatile struct event *event = claim(thread, &commit);
+    if (event == NULL) return 0;
+    *(volatile uint32_t *) &event->kind = what;
     event->address = address;
-    event->size_and_thread = (size >> EVENT_SIZE_BITS ? (1ULL << EVENT_SIZE_BITS) - 1 : size) | thread_number(thread) << EVENT_SIZE_BITS;
+    if (size >> EVENT_SIZE_BITS) size = (1ULL << EVENT_SIZE_BITS) - 1;
+    event->size_and_thread = size | thread_number(thread) << EVENT_SIZE_BITS;
     *(volatile uint64_t *) &event->stack = stack | (uint64_t) label << 32;
-    publish_u32(&event->commit, (uint32_t) (index >> agent.ring_shift) + 1);
+    publish_u32(&event->commit, commit);
     thread->appending--;
     return 1;
 }
 
+#define WHAT(kind, api, socket) ((uint32_t) (kind) | (uint32_t) (api) << 8 | ((uint32_t) (socket) & 0xff) << 16)
+
 /* ---- stacks ---- */
 
-static uint64_t hash_frames(const uint64_t *frames, uint32_t count) {
+static uint64_t hash_stack(const uint64_t *frames, uint32_t count) {
     uint64_t hash = count;
     uint32_t i;
     for (i = 0; i < count; i++) {
-        hash = (hash ^ frames[i]) * HASH_MULTIPLIER;
+        hash = (hash ^ frames[i]) * SESSION_HASH_MULTIPLIER;
         hash ^= hash >> 32;
     }
     return hash;
@@ -218,7 +257,7 @@ static uint32_t intern_stack(uint64_t hash, const uint64_t *frames, uint32_t cou
     struct stack_index_entry *entry;
     uint64_t at, probes;
     uint32_t id;
-    hash = (hash ^ (agent.epoch * 8 + end)) * HASH_MULTIPLIER;
+    hash = (hash ^ (agent.epoch * 8 + end)) * SESSION_HASH_MULTIPLIER;
     hash ^= hash >> 32;
     if (hash == 0) hash = 1;
     for (at = hash, probes = 0; probes < 64; at++, probes++) {
@@ -290,7 +329,7 @@ static uint32_t intern_label(const char *text, uint32_t length) {
     uint32_t i, probes, id = 0;
     uint8_t *record;
     for (i = 0; i < length; i++) {
-        hash = (hash ^ (uint8_t) text[i]) * HASH_MULTIPLIER;
+        hash = (hash ^ (uint8_t) text[i]) * SESSION_HASH_MULTIPLIER;
         hash ^= hash >> 29;
     }
     for (probes = 0; probes < 64; probes++) {
@@ -395,17 +434,21 @@ int agent_start(struct session_header *header, uint8_t *tables, uint32_t max_fra
     tables += READ_ONLY_RANGES * sizeof(struct read_only_range);
     agent.label_index = (volatile uint32_t *) tables;
     agent.thread_key = tls_new();
+    find_thread_value();
     header->processes[process].pid = agent.pid;
     publish_u32(&header->processes[process].attached, 1);
     return (int) process;
 }
 
+/* Bytes of zeroed memory that agent_start wants. */
 uint64_t agent_tables_bytes(void) {
     return STACK_INDEX_ENTRIES * sizeof(struct stack_index_entry) + LABEL_CACHE_ENTRIES * sizeof(struct label_cache_entry)
            + READ_ONLY_RANGES * sizeof(struct read_only_range) + LABEL_INDEX_ENTRIES * sizeof(uint32_t);
 }
 
 void agent_switch(int on) { publish_u32(&agent.on, (uint32_t) on); }
+
+void agent_record(int on) { publish_u32(&agent.recording, (uint32_t) on); }
 
 /* Threads of this process that are inside of a hooked function or of append(): unloading waits for 0. */
 int agent_threads_inside(void) {
@@ -421,6 +464,9 @@ int agent_threads_inside(void) {
     return inside;
 }
 
+struct unwind_state;
+void agent_use_unwinder(struct unwind_state *unwinder) { agent.unwinder = unwinder; }
+
 void agent_stop(void) {
     publish_u32(&agent.header->processes[agent.process].attached, 0);
     tls_free(agent.thread_key);
@@ -429,12 +475,12 @@ void agent_stop(void) {
 /* Appends a mark; 0: dropped. */
 int agent_mark(uint32_t mark, uint64_t argument) {
     struct thread_slot *thread = thread_self();
-    return thread != NULL && append(thread, EVENT_MARK, mark, 0, 0, argument, 0, 0);
+    return thread != NULL && append(thread, WHAT(EVENT_MARK, mark, 0), 0, argument, 0, 0);
 }
 
 int agent_baseline_block(uint64_t address, uint64_t size) {
     struct thread_slot *thread = thread_self();
-    return thread != NULL && append(thread, EVENT_BASELINE_BLOCK, API_NONE, 0, address, size, 0, 0);
+    return thread != NULL && append(thread, WHAT(EVENT_BASELINE_BLOCK, API_NONE, 0), address, size, 0, 0);
 }
 
 /* Records a module; returns its record for agent_module_unloaded, NULL where the table is full. */

@@ -55,7 +55,8 @@ enum mark {
     MARK_BASELINE_STARTED = 4, /* size: a number that MARK_BASELINE_ENDED repeats; EVENT_BASELINE_BLOCKs lie between */
     MARK_BASELINE_ENDED = 5,
     MARK_EAL_CLEANUP_STARTED = 6, /* the program called rte_eal_cleanup */
-    MARK_EAL_CLEANUP_ENDED = 7
+    MARK_EAL_CLEANUP_ENDED = 7,
+    MARK_HEAP_SNAPSHOT = 8    /* size: the baseline's number; the BASELINE_BLOCKs that follow are the heap as it is here */
 };
 
 /* Slot of the ring; a program's call appends one (a resize two). Written by one thread, which sets `commit` last. */
@@ -96,13 +97,15 @@ enum stack_end {
 
 struct thread_slot { /* 64 bytes, one a thread that ever called a hooked function */
     uint32_t tid;
-    uint32_t process;     /* index into session_header.processes */
+    uint16_t process;     /* index into session_header.processes */
+    uint16_t reserved;
     char name[16];        /* as it was at the thread's first event */
-    uint32_t depth;       /* how many hooked functions it is inside of */
-    uint32_t appending;   /* not 0 between claiming a slot of the ring and committing it */
+    uint16_t depth;       /* 1 while it is inside of a hooked function */
+    uint16_t appending;   /* not 0 between claiming a slot of the ring and committing it */
+    uint32_t taken;       /* own_memory was handed on to another thread */
     uint64_t outermost_sp; /* stack pointer of the outermost hooked call */
     uint64_t stack_low, stack_high; /* the stack that it was last seen on */
-    uint64_t reserved;
+    uint64_t own_memory;  /* of the target: the native engine's memory for this thread */
 };
 
 /* Module table: records one after another at multiples of 8 bytes; record_bytes is written last. */

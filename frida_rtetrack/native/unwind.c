@@ -27,10 +27,10 @@ static uint64_t stack_word(uint64_t address) { return *(const uint64_t *)(uintpt
 
 /* ---------------------------------------------------------------------------------------------------------- rows --
  *
- * A row is 34 bits that, with the number of its set, are the whole return address, and 30 bits of information. The
- * 47-bit address is multiplied by an odd number, which loses nothing; the high 13 bits of the product choose the set.
+ * A row is the upper 34 bits of the 47-bit return address and 30 bits of information. Its set is the lower 13 bits,
+ * mixed with some of the upper ones so that copies of the same code elsewhere get other sets: together the whole address.
  *
- *   info = kind (6 bits) | payload (24 bits); 0 is no row.
+ *   row = ra[46:13] << 30 | info;  set = ra[12:0] ^ ra[25:13];  info = kind (6 bits) | payload (24 bits); 0 is no row
  *
  * The caller's frame in terms of this one's sp and bp, offsets in units of 8 bytes:
  *   ROW_SP, ROW_BP           CFA = sp or bp + payload[15:0]; rbp is saved n = payload[23:16] below the CFA; n = 1, the
@@ -64,12 +64,9 @@ enum row_kind {
 
 #define ADDRESS_BITS 47 /* user space, without 5-level paging's upper part, which a program must ask for */
 #define SET_BITS 13
-#define SET_SHIFT (64 - SET_BITS)
+#define SET_COUNT (1 << SET_BITS)
 #define INFO_BITS (64 - (ADDRESS_BITS - SET_BITS))
 #define INFO_MASK ((1ULL << INFO_BITS) - 1)
-#define SPREAD 0x9e3779b97f4a0000ULL /* 2^47 / golden ratio, odd, times 2^17 */
-#define GATHER 0x31bdb6d8102dULL     /* its inverse modulo 2^47 */
-#define ROW_COUNT (2 << SET_BITS)    /* two to a set, the newer one first */
 
 /* ------------------------------------------------------------------------------------------------------- modules -- */
 
@@ -95,7 +92,7 @@ struct unwind_state {
     uint64_t plain_loops;
     uint64_t rows_filled;
     uint64_t pad[4];
-    uint64_t rows[ROW_COUNT];
+    uint64_t rows[2][SET_COUNT]; /* of each set the newer row, and the older */
     struct module_slot modules[UNWIND_MAX_MODULES];
 };
 
@@ -125,87 +122,107 @@ struct fresh_frame {
 
 struct unwind_memo {
     uint64_t busy; /* a walk is at work on it, perhaps one that a signal interrupted */
-    uint64_t generation, low, high;
-    uint64_t zero, lost_bp;
+    uint64_t generation, low, high; /* what holds for all of it */
+    uint64_t zero, lost_bp;         /* words to point to */
     int64_t count;
     int32_t end;
     uint32_t number;
+    uint32_t terminal;     /* the outermost frame's row ends the walk, whatever the stack holds */
+    uint32_t others_since; /* walks that were not this one, since it was last seen */
     struct memo_frame frames[UNWIND_MAX_FRAMES];
     struct memo_detail details[UNWIND_MAX_FRAMES];
-    struct fresh_frame fresh[UNWIND_MAX_FRAMES];
+    struct fresh_frame fresh[UNWIND_MAX_FRAMES + 1]; /* the assembly writes a word ahead */
 };
 
 #define LOST_BP 1 /* stands for an rbp that the table does not give */
 
+/* A memo is worth more than what it costs to write it if its walk comes again. So a walk that is not the memo's replaces
+ * it only when the memo's has not been seen for this many others. */
+#define MEMO_PATIENCE 3
+
 /* ---------------------------------------------------------------------------------------------------------- walk -- */
 
-/* The walk's registers. The loops in assembly know the offsets. */
 struct walk {
+    /* The assembly knows these. */
     uint64_t ra, sp, bp;   /*  0: the frame that was reached; ra is pc + 1 if a signal interrupted it there */
     uint64_t high;         /* 24 */
-    uint64_t frames;       /* 32: where the next frame's address is written */
-    uint64_t frames_end;   /* 40 */
-    uint64_t rows;         /* 48 */
-    uint64_t fresh;        /* 56: where the next fresh_frame is written ... */
+    uint64_t *frames;      /* 32: where the next frame's address is written */
+    uint64_t *frames_end;  /* 40 */
+    const uint64_t *rows;  /* 48 */
+    struct fresh_frame *fresh; /* 56: where the next fresh frame is written ... */
     uint64_t fresh_stride; /* 64: ... and how far that moves it, 0 without memo */
     uint64_t memo_sp;      /* 72: the loop stops at a frame with an sp from here on */
-    uint64_t spread;       /* 80 */
-    uint64_t saved[5];     /* 88: the registers that the assembly has to put back */
-    /* Not for the assembly. */
+    uint64_t saved[5];     /* 80: the registers that the assembly has to put back */
+    /* And not these. */
+    struct unwind_state *state;
+    struct unwind_memo *memo;
+    struct fresh_frame no_fresh; /* stands in for the memo's */
+    uint64_t *frames_start;
     uint64_t low;
-    uint64_t interrupted;  /* the frame that was reached was interrupted by a signal */
-    uint64_t next_ra, next_sp, next_bp, next_slot, next_interrupted; /* what step() found */
+    int plain_loops;
+    int interrupted;     /* a signal interrupted the frame that was reached */
+    int terminal;        /* the row of the frame that was reached ends the walk */
+    int64_t candidate;   /* the memo's frame that the walk may come to next, -1: none */
+    int64_t at;          /* the memo's frame that was reached, -1: it is not in the memo */
+    int64_t joined;      /* the memo's frame where the walk came to it ... */
+    int64_t joined_after; /* ... after this many fresh frames, that one included (0: the walk began there) ... */
+    uint64_t joined_bp;  /* ... with this rbp */
+    uint64_t next_ra, next_sp, next_bp, next_slot; /* what step() found */
+    int next_interrupted;
 };
 
-_Static_assert(offsetof(struct walk, frames) == 32 && offsetof(struct walk, fresh) == 56 &&
-                   offsetof(struct walk, memo_sp) == 72 && offsetof(struct walk, saved) == 88 &&
-                   sizeof(struct memo_frame) == 32 && offsetof(struct fresh_frame, via) == 32,
+_Static_assert(offsetof(struct walk, high) == 24 && offsetof(struct walk, frames) == 32 &&
+                   offsetof(struct walk, frames_end) == 40 && offsetof(struct walk, rows) == 48 &&
+                   offsetof(struct walk, fresh) == 56 && offsetof(struct walk, fresh_stride) == 64 &&
+                   offsetof(struct walk, memo_sp) == 72 && offsetof(struct walk, saved) == 80 &&
+                   sizeof(struct memo_frame) == 32 && offsetof(struct memo_frame, check) == 24 &&
+                   offsetof(struct fresh_frame, slot) == 24 && offsetof(struct fresh_frame, via) == 32,
                "the assembly knows these offsets");
-_Static_assert(SET_SHIFT == 51 && SET_BITS == 13 && ROW_KIND_SHIFT == 24 && INFO_BITS == 30, "and these shifts");
+_Static_assert(SET_BITS == 13 && ROW_KIND_SHIFT == 24 && INFO_BITS == 30, "and these numbers");
 
 static uint64_t compute_row(struct unwind_state *state, uint64_t ra);
 
-static uint64_t row_tag(uint64_t spread_ra) { return spread_ra << SET_BITS; }
+static uint64_t row_tag(uint64_t ra) { return ra >> SET_BITS << INFO_BITS; }
+
+static uint64_t row_set(uint64_t ra) { return (ra ^ ra >> SET_BITS) & (SET_COUNT - 1); }
 
 /* The address that a row with this content in this set stands for. */
 static uint64_t row_address(uint64_t row, uint64_t set)
 {
-    uint64_t spread_ra = ((row & ~INFO_MASK) >> SET_BITS) | (set << SET_SHIFT);
-    return ((spread_ra >> (64 - ADDRESS_BITS)) * GATHER) & ((1ULL << ADDRESS_BITS) - 1);
+    uint64_t upper = row >> INFO_BITS;
+    return upper << SET_BITS | ((set ^ upper) & (SET_COUNT - 1));
 }
 
 static uint64_t cached_row(const uint64_t *rows, uint64_t ra)
 {
-    uint64_t spread_ra = ra * SPREAD;
-    const uint64_t *set = rows + (spread_ra >> SET_SHIFT) * 2;
-    uint64_t tag = row_tag(spread_ra);
-    uint64_t info = load_word(set) ^ tag;
+    const uint64_t *row = rows + row_set(ra);
+    uint64_t tag = row_tag(ra);
+    uint64_t info = load_word(row) ^ tag;
     if (info <= INFO_MASK)
         return info;
-    info = load_word(set + 1) ^ tag;
+    info = load_word(row + SET_COUNT) ^ tag;
     return info <= INFO_MASK ? info : ROW_NONE;
 }
 
 uint64_t unwind_row(struct unwind_state *state, uint64_t ra)
 {
-    uint64_t info, generation, spread_ra, *set;
+    uint64_t info, generation, *row;
     if (ra >> ADDRESS_BITS || ra == 0)
         return ROW(ROW_NO_TABLE, 0);
-    info = cached_row(state->rows, ra);
+    info = cached_row(state->rows[0], ra);
     if (info != ROW_NONE)
         return info;
     generation = load_word(&state->generation);
     info = compute_row(state, ra);
-    spread_ra = ra * SPREAD;
-    set = state->rows + (spread_ra >> SET_SHIFT) * 2;
-    store_word(set + 1, load_word(set));
-    store_word(set, row_tag(spread_ra) | info);
+    row = state->rows[0] + row_set(ra);
+    store_word(row + SET_COUNT, load_word(row));
+    store_word(row, row_tag(ra) | info);
     store_word(&state->rows_filled, 1);
     /* Either forget_rows() comes later and sees what was written, or the generation that it announced is seen here. */
     FULL_BARRIER();
     if (load_word(&state->generation) != generation) {
-        store_word(set, 0);
-        store_word(set + 1, 0);
+        store_word(row, 0);
+        store_word(row + SET_COUNT, 0);
     }
     return info;
 }
@@ -218,12 +235,12 @@ static void forget_rows(struct unwind_state *state, uint64_t start, uint64_t end
     FULL_BARRIER();
     if (!load_word(&state->rows_filled))
         return;
-    for (i = 0; i < ROW_COUNT; i++) {
-        uint64_t row = load_word(&state->rows[i]);
+    for (i = 0; i < 2 * SET_COUNT; i++) {
+        uint64_t *place = state->rows[0] + i, row = load_word(place);
         if (row != 0) {
-            uint64_t pc = row_address(row, i / 2) - 1;
+            uint64_t pc = row_address(row, i & (SET_COUNT - 1)) - 1;
             if (pc >= start && pc < end)
-                store_word(&state->rows[i], 0);
+                store_word(place, 0);
         }
     }
 }
@@ -240,18 +257,17 @@ static void forget_rows(struct unwind_state *state, uint64_t start, uint64_t end
 static void steps_in_c(struct walk *walk)
 {
     for (;;) {
-        uint64_t info = cached_row((const uint64_t *)(uintptr_t)walk->rows, walk->ra);
+        uint64_t info = cached_row(walk->rows, walk->ra);
         uint64_t kind = info >> ROW_KIND_SHIFT;
         uint64_t n = (info >> 16) & 0xff;
         uint64_t cfa, slot, ra;
-        struct fresh_frame *fresh = (struct fresh_frame *)(uintptr_t)walk->fresh;
         if (kind != ROW_SP && kind != ROW_BP)
             return;
         cfa = (kind == ROW_SP ? walk->sp : walk->bp) + (info & 0xffff) * 8;
         slot = cfa - n * 8;
         if (slot < walk->sp || cfa <= walk->sp || cfa > walk->high || (slot & 7))
             return;
-        if (walk->frames >= walk->frames_end)
+        if (walk->frames == walk->frames_end)
             return;
         ra = stack_word(cfa - 8);
         if (ra == 0)
@@ -260,14 +276,14 @@ static void steps_in_c(struct walk *walk)
             walk->bp = stack_word(slot);
         walk->ra = ra;
         walk->sp = cfa;
-        *(uint64_t *)(uintptr_t)walk->frames = ra;
-        walk->frames += 8;
-        fresh->ra = ra;
-        fresh->sp = cfa;
-        fresh->bp = walk->bp;
-        fresh->slot = slot;
-        fresh->via = info;
-        walk->fresh += walk->fresh_stride;
+        *walk->frames++ = ra;
+        walk->fresh->ra = ra;
+        walk->fresh->sp = cfa;
+        walk->fresh->bp = walk->bp;
+        walk->fresh->slot = slot;
+        walk->fresh->via = info;
+        if (walk->fresh_stride != 0)
+            walk->fresh++;
         if (cfa >= walk->memo_sp)
             return;
     }
@@ -276,90 +292,96 @@ static void steps_in_c(struct walk *walk)
 static void steps_in_assembly(struct walk *walk)
 {
     __asm__ volatile(
-        "movq %%rbx, 88(%%rdi)\n"
-        "movq %%r12, 96(%%rdi)\n"
-        "movq %%r13, 104(%%rdi)\n"
-        "movq %%r14, 112(%%rdi)\n"
-        "movq %%r15, 120(%%rdi)\n"
+        "movq %%rbx, 80(%%rdi)\n"
+        "movq %%r12, 88(%%rdi)\n"
+        "movq %%r13, 96(%%rdi)\n"
+        "movq %%r14, 104(%%rdi)\n"
+        "movq %%r15, 112(%%rdi)\n"
         "movq 0(%%rdi), %%r10\n"  /* ra */
         "movq 8(%%rdi), %%r8\n"   /* sp */
         "movq 16(%%rdi), %%r9\n"  /* bp */
+        "movq 24(%%rdi), %%r12\n" /* high */
         "movq 32(%%rdi), %%rcx\n" /* frames */
         "movq 48(%%rdi), %%rsi\n" /* rows */
         "movq 56(%%rdi), %%r15\n" /* fresh */
-        "movq 80(%%rdi), %%r12\n" /* spread */
         "1:\n"
         "movq %%r10, %%rax\n"
-        "imulq %%r12, %%rax\n"
+        "shrq $13, %%rax\n"
         "movq %%rax, %%rdx\n"
-        "shrq $51, %%rdx\n"
-        "shlq $4, %%rdx\n"
-        "addq %%rsi, %%rdx\n" /* the set */
-        "shlq $13, %%rax\n"   /* the tag */
-        "movq (%%rdx), %%rbx\n"
+        "xorq %%r10, %%rdx\n"
+        "andl $8191, %%edx\n" /* set */
+        "shlq $30, %%rax\n"   /* tag */
+        "movq (%%rsi,%%rdx,8), %%rbx\n"
         "xorq %%rax, %%rbx\n" /* info, if it is this address's row */
         "movq %%rbx, %%r11\n"
         "shrq $24, %%r11\n"
-        "decq %%r11\n"
-        "cmpq $1, %%r11\n" /* below: ROW_SP, equal: ROW_BP */
-        "ja 3f\n"
-        "2:\n"
-        "movq %%r8, %%r13\n"
-        "cmoveq %%r9, %%r13\n"
-        "movl %%ebx, 32(%%r15)\n" /* via; its high half is zero already */
+        "cmpq $1, %%r11\n"
+        "jne 4f\n"
+        "2:\n" /* ROW_SP */
+        "movq %%r8, %%r14\n"
+        "3:\n" /* r14: the register that the CFA is computed from */
         "movzwl %%bx, %%eax\n"
-        "leaq (%%r13,%%rax,8), %%r13\n" /* CFA */
+        "leaq (%%r14,%%rax,8), %%r13\n" /* CFA */
+        "movl %%ebx, 32(%%r15)\n"       /* via; its high half is zero already */
         "shrl $16, %%ebx\n"
         "movzbl %%bl, %%ebx\n"
-        "negq %%rbx\n" /* -n */
-        "leaq (%%r13,%%rbx,8), %%rax\n" /* slot */
-        "cmpq %%r8, %%rax\n"
-        "jb 4f\n"
+        "negq %%rbx\n"                  /* -n */
+        "leaq (%%r13,%%rbx,8), %%r11\n" /* slot */
+        "cmpq %%r8, %%r11\n"
+        "jb 6f\n"
         "cmpq %%r8, %%r13\n"
-        "jbe 4f\n"
-        "cmpq 24(%%rdi), %%r13\n"
-        "ja 4f\n"
-        "testb $7, %%al\n"
-        "jnz 4f\n"
+        "jbe 6f\n"
+        "cmpq %%r12, %%r13\n"
+        "ja 6f\n"
+        "testb $7, %%r11b\n"
+        "jnz 6f\n"
         "cmpq 40(%%rdi), %%rcx\n"
-        "jae 4f\n"
-        "movq -8(%%r13), %%r14\n"
-        "testq %%r14, %%r14\n"
-        "jz 4f\n"
-        "movq (%%rax), %%r11\n"
+        "jae 6f\n"
+        "movq -8(%%r14,%%rax,8), %%rax\n" /* the return address, a cycle earlier than by way of r13 */
+        "testq %%rax, %%rax\n"
+        "jz 6f\n"
+        "movq (%%r11), %%rdx\n"
         "cmpq $-1, %%rbx\n"
-        "cmovneq %%r11, %%r9\n"
-        "movq %%r14, %%r10\n"
+        "cmovneq %%rdx, %%r9\n"
+        "movq %%rax, %%r10\n"
         "movq %%r13, %%r8\n"
         "movq %%r10, (%%rcx)\n"
         "addq $8, %%rcx\n"
         "movq %%r10, 0(%%r15)\n"
         "movq %%r8, 8(%%r15)\n"
         "movq %%r9, 16(%%r15)\n"
-        "movq %%rax, 24(%%r15)\n"
+        "movq %%r11, 24(%%r15)\n"
         "addq 64(%%rdi), %%r15\n"
         "cmpq 72(%%rdi), %%r8\n"
         "jb 1b\n"
-        "jmp 4f\n"
-        "3:\n" /* the older row of the set */
-        "movq 8(%%rdx), %%rbx\n"
+        "jmp 6f\n"
+        "4:\n" /* not ROW_SP */
+        "cmpq $2, %%r11\n"
+        "jne 5f\n"
+        "movq %%r9, %%r14\n"
+        "jmp 3b\n"
+        "5:\n" /* the older row of the set */
+        "movq 65536(%%rsi,%%rdx,8), %%rbx\n"
         "xorq %%rax, %%rbx\n"
         "movq %%rbx, %%r11\n"
         "shrq $24, %%r11\n"
-        "decq %%r11\n"
         "cmpq $1, %%r11\n"
-        "jbe 2b\n"
-        "4:\n"
+        "je 2b\n"
+        "cmpq $2, %%r11\n"
+        "jne 6f\n"
+        "movq %%r9, %%r14\n"
+        "jmp 3b\n"
+        "6:\n"
         "movq %%r10, 0(%%rdi)\n"
         "movq %%r8, 8(%%rdi)\n"
         "movq %%r9, 16(%%rdi)\n"
         "movq %%rcx, 32(%%rdi)\n"
         "movq %%r15, 56(%%rdi)\n"
-        "movq 88(%%rdi), %%rbx\n"
-        "movq 96(%%rdi), %%r12\n"
-        "movq 104(%%rdi), %%r13\n"
-        "movq 112(%%rdi), %%r14\n"
-        "movq 120(%%rdi), %%r15\n"
+        "movq 80(%%rdi), %%rbx\n"
+        "movq 88(%%rdi), %%r12\n"
+        "movq 96(%%rdi), %%r13\n"
+        "movq 104(%%rdi), %%r14\n"
+        "movq 112(%%rdi), %%r15\n"
         :
         : "D"(walk)
         : "rax", "rcx", "rdx", "rsi", "r8", "r9", "r10", "r11", "memory", "cc");
@@ -489,7 +511,7 @@ static int step(struct walk *walk, uint64_t info)
     walk->next_bp = walk->bp;
     if (kind == ROW_LOST_SP || kind == ROW_LOST_BP) {
         walk->next_bp = LOST_BP;
-        walk->next_slot = 0;
+        walk->next_slot = walk->memo != NULL ? (uint64_t)(uintptr_t)&walk->memo->lost_bp : 0;
     } else if (slot != cfa - 8) {
         if (!on_stack(walk, low, slot))
             return STACK_OUT_OF_BOUNDS;
@@ -517,10 +539,41 @@ static int ends_walk(uint64_t info, int32_t *end)
     return 0;
 }
 
+#define HASH_MULTIPLIER 0x9fb21c651e98df25ULL
+
 static uint64_t hash_frame(uint64_t outer_hash, uint64_t address)
 {
-    uint64_t hash = (outer_hash ^ address) * 0x9fb21c651e98df25ULL;
+    uint64_t hash = (outer_hash ^ address) * HASH_MULTIPLIER;
     return hash ^ (hash >> 32);
+}
+
+/* The hash of these frames on top of those that have `hash`. */
+static uint64_t hash_in_c(uint64_t hash, const uint64_t *frames, const uint64_t *frames_end)
+{
+    while (frames_end != frames)
+        hash = hash_frame(hash, *--frames_end);
+    return hash;
+}
+
+static uint64_t hash_in_assembly(uint64_t hash, const uint64_t *frames, const uint64_t *frames_end)
+{
+    uint64_t multiplier = HASH_MULTIPLIER;
+    __asm__ volatile(
+        "1:\n"
+        "cmpq %%rsi, %%rdi\n"
+        "je 2f\n"
+        "subq $8, %%rdi\n"
+        "xorq (%%rdi), %%rax\n"
+        "imulq %%rdx, %%rax\n"
+        "movq %%rax, %%rcx\n"
+        "shrq $32, %%rcx\n"
+        "xorq %%rcx, %%rax\n"
+        "jmp 1b\n"
+        "2:\n"
+        : "+a"(hash), "+D"(frames_end)
+        : "S"(frames), "d"(multiplier)
+        : "rcx", "memory", "cc");
+    return hash;
 }
 
 static uint64_t frame_address(uint64_t ra, uint64_t via)
@@ -544,7 +597,7 @@ static void remember(struct unwind_memo *memo, int64_t kept, int64_t fresh_count
         fresh--;
         kind = fresh->via >> ROW_KIND_SHIFT;
         if (i == 0)
-            detail->live = bottom_is_live;
+            detail->live = bottom_is_live != 0;
         else if (outer->via >> ROW_KIND_SHIFT == ROW_SP)
             detail->live = outer->slot == 0 && outer->live;
         else
@@ -569,231 +622,306 @@ static void remember(struct unwind_memo *memo, int64_t kept, int64_t fresh_count
 }
 
 /* Whether the memo's frame `i` is this one. */
-static int is_frame(const struct unwind_memo *memo, int64_t i, uint64_t ra, uint64_t sp, uint64_t bp, uint64_t interrupted)
+static int is_frame(const struct unwind_memo *memo, int64_t i, uint64_t ra, uint64_t sp, uint64_t bp, int interrupted)
 {
     const struct memo_detail *detail = memo->details + i;
     return memo->frames[i].sp == sp && memo->frames[i].ra == ra &&
-           (detail->via >> ROW_KIND_SHIFT == ROW_SIGNAL) == (interrupted != 0) && (!detail->live || detail->bp == bp);
+           (detail->via >> ROW_KIND_SHIFT == ROW_SIGNAL) == interrupted && (!detail->live || detail->bp == bp);
 }
 
-/* rbp in the memo's frame `i`, when the walk joined the memo at `joined` with this rbp and found the frames between equal. */
-static uint64_t followed_bp(const struct unwind_memo *memo, int64_t i, int64_t joined, uint64_t bp)
+static void add_fresh(struct walk *walk, uint64_t ra, uint64_t sp, uint64_t bp, uint64_t slot, uint64_t via)
 {
-    for (; i < joined; i++)
-        if (memo->details[i].slot != 0)
-            return stack_word(memo->details[i].slot);
-    return bp;
+    struct fresh_frame *fresh = walk->fresh;
+    fresh->ra = ra;
+    fresh->sp = sp;
+    fresh->bp = bp;
+    fresh->slot = slot != 0 ? slot : sp - 8;
+    fresh->via = via;
+    if (walk->fresh_stride != 0)
+        walk->fresh++;
 }
 
-/* The walk leaves the memo at `i`: its frames from where the walk joined it are fresh ones now. */
-static void take_out(struct unwind_memo *memo, struct walk *walk, int64_t joined, int64_t i, uint64_t bp)
+static const struct memo_frame *follow_memo(const struct walk *walk, const struct memo_frame *from,
+                                            const struct memo_frame *last, uint64_t *frames)
 {
-    struct fresh_frame *fresh = (struct fresh_frame *)(uintptr_t)walk->fresh;
-    int64_t j = joined;
-    if (fresh == memo->fresh) {
-        fresh->ra = memo->frames[j].ra;
-        fresh->sp = memo->frames[j].sp;
-        fresh->bp = bp;
-        fresh->slot = fresh->sp - 8;
-        fresh->via = ROW_NONE;
-        fresh++;
-    }
-    for (j--; j >= i; j--) {
-        uint64_t slot = memo->details[j].slot;
+    return walk->plain_loops ? follow_in_c(from, last, frames) : follow_in_assembly(from, last, frames);
+}
+
+/* rbp in the memo's frame that was reached. */
+static uint64_t followed_bp(const struct walk *walk)
+{
+    int64_t i;
+    for (i = walk->at; i < walk->joined; i++)
+        if (walk->memo->details[i].slot != 0)
+            return stack_word(walk->memo->details[i].slot);
+    return walk->joined_bp;
+}
+
+/* The walk leaves the memo: the frames from where it came to it are fresh ones now. */
+static void leave_memo(struct walk *walk)
+{
+    const struct unwind_memo *memo = walk->memo;
+    int64_t i = walk->joined;
+    uint64_t bp = walk->joined_bp;
+    if (walk->joined_after == 0)
+        add_fresh(walk, memo->frames[i].ra, memo->frames[i].sp, bp, 0, ROW_NONE);
+    for (i--; i >= walk->at; i--) {
+        uint64_t slot = memo->details[i].slot;
         if (slot != 0)
             bp = stack_word(slot);
-        fresh->ra = memo->frames[j].ra;
-        fresh->sp = memo->frames[j].sp;
-        fresh->bp = bp;
-        fresh->slot = slot != 0 ? slot : fresh->sp - 8;
-        fresh->via = memo->details[j].via;
-        fresh++;
+        add_fresh(walk, memo->frames[i].ra, memo->frames[i].sp, bp, slot, memo->details[i].via);
     }
-    walk->fresh = (uint64_t)(uintptr_t)fresh;
+    walk->candidate = walk->at - 1;
+    walk->at = -1;
 }
 
-/* The frame that step() found becomes the walk's frame, and a fresh one. */
-static void arrive(struct walk *walk, uint64_t info, uint64_t lost_bp_slot)
+/* Looks whether the memo has the frame that was reached. */
+static void look_for_memo(struct walk *walk)
 {
-    struct fresh_frame *fresh = (struct fresh_frame *)(uintptr_t)walk->fresh;
-    walk->ra = walk->next_ra;
-    walk->sp = walk->next_sp;
-    walk->bp = walk->next_bp;
-    walk->interrupted = walk->next_interrupted;
-    *(uint64_t *)(uintptr_t)walk->frames = frame_address(walk->ra, info);
-    walk->frames += 8;
-    fresh->ra = walk->ra;
-    fresh->sp = walk->sp;
-    fresh->bp = walk->bp;
-    fresh->slot = walk->next_slot != 0 ? walk->next_slot : lost_bp_slot;
-    fresh->via = info;
-    walk->fresh += walk->fresh_stride;
+    const struct unwind_memo *memo = walk->memo;
+    int64_t i = walk->candidate;
+    while (i >= 0 && memo->frames[i].sp < walk->sp)
+        i--;
+    walk->memo_sp = ~0ULL;
+    if (i >= 0) {
+        if (is_frame(memo, i, walk->ra, walk->sp, walk->bp, walk->interrupted)) {
+            walk->joined = walk->at = i;
+            walk->joined_after = walk->frames - walk->frames_start;
+            walk->joined_bp = walk->bp;
+        } else if (memo->frames[i].sp == walk->sp) {
+            i--;
+        }
+        if (i >= 0)
+            walk->memo_sp = memo->frames[i].sp;
+    }
+    walk->candidate = i;
 }
 
-static void next_number(struct unwind_memo *memo)
+/* Goes on by rows that are known and plain, until the walk comes to a frame of the memo or needs more. */
+static void climb(struct walk *walk)
 {
+    do {
+        if (walk->plain_loops)
+            steps_in_c(walk);
+        else
+            steps_in_assembly(walk);
+        if (walk->sp < walk->memo_sp)
+            return;
+        look_for_memo(walk);
+    } while (walk->at < 0);
+}
+
+/* Goes on along the memo as far as it is right. */
+static void follow(struct walk *walk)
+{
+    const struct unwind_memo *memo = walk->memo;
+    int64_t room = walk->frames_end - walk->frames;
+    const struct memo_frame *from = memo->frames + walk->at;
+    const struct memo_frame *reached = follow_memo(walk, from, walk->at > room ? from - room : memo->frames, walk->frames);
+    walk->frames += from - reached;
+    walk->at = reached - memo->frames;
+    walk->ra = reached->ra;
+    walk->sp = reached->sp;
+    walk->interrupted = memo->details[walk->at].via >> ROW_KIND_SHIFT == ROW_SIGNAL;
+}
+
+/* Walks to the end. Returns the enum stack_end. */
+static int walk_on(struct walk *walk)
+{
+    for (;;) {
+        uint64_t info;
+        int32_t end;
+        if (walk->at < 0 && !walk->interrupted)
+            climb(walk);
+        if (walk->at >= 0) {
+            follow(walk);
+            if (walk->at == 0 && walk->memo->terminal) {
+                walk->terminal = 1;
+                return walk->memo->end;
+            }
+        }
+        info = unwind_row(walk->state, walk->ra);
+        if (ends_walk(info, &end)) {
+            walk->terminal = 1;
+            return end;
+        }
+        if (walk->at >= 0)
+            walk->bp = followed_bp(walk);
+        end = step(walk, info);
+        if (end != STEPPED)
+            return end;
+        if (walk->frames == walk->frames_end)
+            return STACK_MAX_FRAMES;
+
+        *walk->frames++ = frame_address(walk->next_ra, info);
+        if (walk->at > 0 &&
+            is_frame(walk->memo, walk->at - 1, walk->next_ra, walk->next_sp, walk->next_bp, walk->next_interrupted)) {
+            walk->at--;
+        } else {
+            if (walk->at >= 0)
+                leave_memo(walk);
+            add_fresh(walk, walk->next_ra, walk->next_sp, walk->next_bp, walk->next_slot, info);
+        }
+        walk->ra = walk->next_ra;
+        walk->sp = walk->next_sp;
+        walk->bp = walk->next_bp;
+        walk->interrupted = walk->next_interrupted;
+        if (walk->interrupted && (walk->sp < walk->low || walk->sp > walk->high || (walk->sp & 7)))
+            return STACK_OUT_OF_BOUNDS; /* the signal came on another stack, whose bounds are not known */
+        if (walk->at < 0 && walk->memo != NULL)
+            look_for_memo(walk);
+    }
+}
+
+/* Takes what a finished walk found into the memo, or leaves the memo as it is. */
+static void conclude(struct walk *walk, struct unwind_trace *trace)
+{
+    struct unwind_memo *memo = walk->memo;
+    int joins = walk->at == 0 && trace->end == memo->end; /* its outer frames are the memo's, to the memo's end */
+    int64_t kept = joins ? walk->joined : 0;
+    int64_t fresh_count = joins ? walk->joined_after : trace->count;
+    uint64_t hash = 0, *hashed_end = walk->frames;
+
+    trace->number = 0;
+    if (joins && fresh_count == 0 && walk->joined == memo->count - 1) {
+        memo->others_since = 0;
+        trace->number = memo->number;
+        trace->hash = memo->details[memo->count - 1].hash;
+        return;
+    }
+    if (memo->count != 0 && memo->others_since < MEMO_PATIENCE) {
+        memo->others_since++;
+        if (joins) {
+            hash = memo->details[walk->joined].hash;
+            hashed_end = walk->frames_start + (fresh_count == 0 ? 0 : fresh_count - 1);
+        }
+        trace->hash = walk->plain_loops ? hash_in_c(hash, walk->frames_start, hashed_end)
+                                        : hash_in_assembly(hash, walk->frames_start, hashed_end);
+        return;
+    }
+    if (!joins && walk->at >= 0)
+        leave_memo(walk);
+    if (joins && fresh_count == 0)
+        memo->count = walk->joined + 1;
+    else
+        remember(memo, kept, fresh_count, !walk->terminal);
+    memo->end = trace->end;
+    memo->terminal = walk->terminal != 0;
+    memo->others_since = 0;
     memo->number++;
     if (memo->number == 0)
         memo->number = 1;
+    trace->number = memo->number;
+    trace->hash = memo->details[memo->count - 1].hash;
+}
+
+/* Takes the memo for this walk, if it can be had. */
+static int open_memo(struct unwind_memo *memo, const struct unwind_state *state, const struct unwind_trace *trace)
+{
+    uint64_t generation;
+    if (memo->busy || trace->max_frames > UNWIND_MAX_FRAMES)
+        return 0;
+    memo->busy = 1;
+    COMPILER_BARRIER();
+    generation = load_word(&state->generation);
+    if (memo->generation != generation || memo->low != trace->low || memo->high != trace->high) {
+        memo->count = 0;
+        memo->generation = generation;
+        memo->low = trace->low;
+        memo->high = trace->high;
+        memo->lost_bp = LOST_BP;
+    }
+    return 1;
+}
+
+static void close_memo(struct unwind_memo *memo)
+{
+    COMPILER_BARRIER();
+    memo->busy = 0;
+}
+
+/* The most common walk, the memo's whole one again, with as little ado as possible. Returns 0 if it is another one. */
+static int repeat(struct unwind_memo *memo, struct unwind_trace *trace, uint64_t plain_loops)
+{
+    const struct memo_frame *top;
+    const struct memo_detail *detail;
+    if (memo->count == 0 || memo->count > trace->max_frames || !memo->terminal)
+        return 0;
+    top = memo->frames + (memo->count - 1);
+    detail = memo->details + (memo->count - 1);
+    if (top->sp != trace->sp || top->ra != trace->ra || (detail->live && detail->bp != trace->bp) ||
+        detail->via >> ROW_KIND_SHIFT == ROW_SIGNAL)
+        return 0;
+    if (plain_loops)
+        top = follow_in_c(top, memo->frames, trace->frames + 1);
+    else
+        top = follow_in_assembly(top, memo->frames, trace->frames + 1);
+    if (top != memo->frames)
+        return 0;
+    memo->others_since = 0;
+    trace->count = (int32_t)memo->count;
+    trace->end = memo->end;
+    trace->number = memo->number;
+    trace->hash = detail->hash;
+    return 1;
 }
 
 int unwind_walk_with_memo(struct unwind_state *state, struct unwind_memo *memo, struct unwind_trace *trace)
 {
     struct walk walk;
-    struct fresh_frame nowhere;
-    int64_t candidate = -1;  /* the memo's frame that the walk may come to next */
-    int64_t joined = -1;     /* where it joined the memo, ... */
-    int64_t at = -1;         /* ... and where it is there; -1: it is not there */
-    uint64_t joined_bp = 0, info, fresh_start, plain = state->plain_loops;
-    int terminal = 0;        /* the last frame's row ends the walk, whatever the stack holds */
-
-    if (memo != NULL && (memo->busy || trace->max_frames > UNWIND_MAX_FRAMES))
-        memo = NULL;
-    fresh_start = (uint64_t)(uintptr_t)&nowhere;
+    trace->frames[0] = trace->ra;
+    if (trace->sp < trace->low || trace->sp > trace->high || (trace->sp & 7)) {
+        trace->count = 1;
+        trace->end = STACK_OUT_OF_BOUNDS;
+        trace->number = 0;
+        trace->hash = hash_frame(0, trace->ra);
+        return 1;
+    }
+    walk.at = -1;
+    walk.memo = NULL;
+    walk.fresh = &walk.no_fresh;
     walk.fresh_stride = 0;
-    if (memo != NULL) {
-        uint64_t generation;
-        memo->busy = 1;
-        COMPILER_BARRIER();
-        generation = load_word(&state->generation);
-        if (memo->generation != generation || memo->low != trace->low || memo->high != trace->high) {
-            memo->count = 0;
-            memo->generation = generation;
-            memo->low = trace->low;
-            memo->high = trace->high;
-            memo->lost_bp = LOST_BP;
+    walk.memo_sp = ~0ULL;
+    if (memo != NULL && open_memo(memo, state, trace)) {
+        if (repeat(memo, trace, state->plain_loops)) {
+            close_memo(memo);
+            return trace->count;
         }
-        candidate = memo->count - 1;
-        fresh_start = (uint64_t)(uintptr_t)memo->fresh;
+        walk.memo = memo;
+        walk.fresh = memo->fresh;
         walk.fresh_stride = sizeof(struct fresh_frame);
+        walk.candidate = memo->count - 1;
     }
     walk.ra = trace->ra;
     walk.sp = trace->sp;
     walk.bp = trace->bp;
     walk.low = trace->low;
     walk.high = trace->high;
-    walk.frames = (uint64_t)(uintptr_t)(trace->frames + 1);
-    walk.frames_end = (uint64_t)(uintptr_t)(trace->frames + trace->max_frames);
-    walk.rows = (uint64_t)(uintptr_t)state->rows;
-    walk.fresh = fresh_start;
-    walk.spread = SPREAD;
+    walk.frames_start = trace->frames;
+    walk.frames = trace->frames;
+    walk.frames_end = trace->frames + trace->max_frames;
+    walk.rows = state->rows[0];
+    walk.state = state;
+    walk.plain_loops = state->plain_loops != 0;
     walk.interrupted = 0;
-    nowhere.via = 0;
-    trace->frames[0] = trace->ra;
-
-    if (walk.sp < walk.low || walk.sp > walk.high || (walk.sp & 7)) {
-        trace->end = STACK_OUT_OF_BOUNDS;
-        candidate = -1;
-        goto ended;
+    walk.terminal = 0;
+    if (walk.memo != NULL) {
+        look_for_memo(&walk); /* before the frame is counted: if the memo has it, no frame is fresh */
+        if (walk.at < 0)
+            add_fresh(&walk, walk.ra, walk.sp, walk.bp, 0, ROW_NONE);
     }
-    for (;;) {
-        if (at < 0) {
-            while (candidate >= 0 &&
-                   (memo->frames[candidate].sp < walk.sp ||
-                    (memo->frames[candidate].sp == walk.sp &&
-                     !is_frame(memo, candidate, walk.ra, walk.sp, walk.bp, walk.interrupted))))
-                candidate--;
-            if (candidate >= 0 && memo->frames[candidate].sp == walk.sp) {
-                joined = at = candidate;
-                joined_bp = walk.bp;
-                continue;
-            }
-            if (memo != NULL && walk.fresh == fresh_start) {
-                memo->fresh[0].ra = walk.ra;
-                memo->fresh[0].sp = walk.sp;
-                memo->fresh[0].bp = walk.bp;
-                memo->fresh[0].slot = walk.sp - 8;
-                memo->fresh[0].via = ROW_NONE;
-                walk.fresh += walk.fresh_stride;
-            }
-            walk.memo_sp = candidate >= 0 ? memo->frames[candidate].sp : ~0ULL;
-            if (!walk.interrupted) {
-                if (plain)
-                    steps_in_c(&walk);
-                else
-                    steps_in_assembly(&walk);
-                if (walk.sp >= walk.memo_sp)
-                    continue;
-            }
-        } else {
-            int64_t room = (int64_t)(walk.frames_end - walk.frames) / 8;
-            const struct memo_frame *last = memo->frames + (at > room ? at - room : 0);
-            const struct memo_frame *reached;
-            uint64_t *frames = (uint64_t *)(uintptr_t)walk.frames;
-            if (plain)
-                reached = follow_in_c(memo->frames + at, last, frames);
-            else
-                reached = follow_in_assembly(memo->frames + at, last, frames);
-            walk.frames += (uint64_t)((memo->frames + at) - reached) * 8;
-            at = reached - memo->frames;
-            walk.ra = reached->ra;
-            walk.sp = reached->sp;
-            walk.interrupted = memo->details[at].via >> ROW_KIND_SHIFT == ROW_SIGNAL;
-        }
+    walk.frames++;
 
-        info = unwind_row(state, walk.ra);
-        if (ends_walk(info, &trace->end)) {
-            terminal = 1;
-            break;
-        }
-        if (at >= 0)
-            walk.bp = followed_bp(memo, at, joined, joined_bp);
-        trace->end = step(&walk, info);
-        if (trace->end != STEPPED)
-            break;
-        if (walk.frames >= walk.frames_end) {
-            trace->end = STACK_MAX_FRAMES;
-            break;
-        }
-        if (at > 0 && is_frame(memo, at - 1, walk.next_ra, walk.next_sp, walk.next_bp, walk.next_interrupted)) {
-            at--;
-            *(uint64_t *)(uintptr_t)walk.frames = frame_address(walk.next_ra, info);
-            walk.frames += 8;
-        } else {
-            if (at >= 0) {
-                take_out(memo, &walk, joined, at, joined_bp);
-                candidate = at - 1;
-                at = -1;
-            }
-            arrive(&walk, info, memo != NULL ? (uint64_t)(uintptr_t)&memo->lost_bp : 0);
-        }
-        if (walk.next_interrupted && (walk.next_sp < walk.low || walk.next_sp > walk.high || (walk.next_sp & 7))) {
-            trace->end = STACK_OUT_OF_BOUNDS; /* the signal came on another stack, whose bounds are not known */
-            break;
-        }
-    }
-
-ended:
-    trace->count = (int32_t)((walk.frames - (uint64_t)(uintptr_t)trace->frames) / 8);
-    trace->number = 0;
-    if (memo == NULL) {
-        uint64_t hash = 0;
-        int64_t i;
-        for (i = trace->count - 1; i >= 0; i--)
-            hash = hash_frame(hash, trace->frames[i]);
-        trace->hash = hash;
+    trace->end = walk_on(&walk);
+    trace->count = (int32_t)(walk.frames - walk.frames_start);
+    if (walk.memo != NULL) {
+        conclude(&walk, trace);
+        close_memo(memo);
         return trace->count;
     }
-    if (at == 0 && trace->end == memo->end) {
-        /* The outer frames are the memo's, down to its last one. */
-        if (walk.fresh != fresh_start) {
-            remember(memo, joined, (int64_t)(walk.fresh - fresh_start) / (int64_t)sizeof(struct fresh_frame), !terminal);
-            next_number(memo);
-        } else if (joined != memo->count - 1) {
-            memo->count = joined + 1;
-            next_number(memo);
-        }
-    } else {
-        if (at >= 0)
-            take_out(memo, &walk, joined, at, joined_bp);
-        remember(memo, 0, (int64_t)(walk.fresh - fresh_start) / (int64_t)sizeof(struct fresh_frame), !terminal);
-        memo->end = trace->end;
-        next_number(memo);
-    }
-    trace->number = memo->number;
-    trace->hash = memo->count > 0 ? memo->details[memo->count - 1].hash : 0;
-    COMPILER_BARRIER();
-    memo->busy = 0;
+    trace->number = 0;
+    trace->hash = walk.plain_loops ? hash_in_c(0, walk.frames_start, walk.frames)
+                                   : hash_in_assembly(0, walk.frames_start, walk.frames);
     return trace->count;
 }
 
@@ -819,3 +947,994 @@ void unwind_use_plain_loops(struct unwind_state *state, int on) { state->plain_l
 size_t unwind_state_bytes(void) { return sizeof(struct unwind_state); }
 
 size_t unwind_memo_bytes(void) { return sizeof(struct unwind_memo); }
+
+/* -------------------------------------------------------------------------------------------------------- tables --
+ *
+ * Everything below is told what to read by the module's own bytes, which may be damaged: every read goes through a
+ * cursor that knows its end, and every loop either eats bytes or counts.
+ */
+struct cursor {
+    const uint8_t *at, *end;
+    int bad; /* set by a read past the end; reads give 0 from then on */
+};
+
+static struct cursor cursor_over(uint64_t start, uint64_t end)
+{
+    struct cursor cursor;
+    cursor.at = (const uint8_t *)(uintptr_t)start;
+    cursor.end = (const uint8_t *)(uintptr_t)end;
+    cursor.bad = start > end;
+    return cursor;
+}
+
+static uint64_t read_fixed(struct cursor *cursor, unsigned bytes)
+{
+    uint64_t value = 0;
+    unsigned i;
+    if (cursor->bad || (size_t)(cursor->end - cursor->at) < bytes) {
+        cursor->bad = 1;
+        return 0;
+    }
+    for (i = 0; i < bytes; i++)
+        value |= (uint64_t)cursor->at[i] << (8 * i);
+    cursor->at += bytes;
+    return value;
+}
+
+static uint64_t sign_extend(uint64_t value, unsigned bits)
+{
+    return bits >= 64 ? value : (uint64_t)((int64_t)(value << (64 - bits)) >> (64 - bits));
+}
+
+static uint64_t read_leb(struct cursor *cursor, int is_signed)
+{
+    uint64_t value = 0;
+    unsigned shift;
+    for (shift = 0; shift < 70; shift += 7) {
+        uint64_t byte = read_fixed(cursor, 1);
+        if (shift < 64)
+            value |= (byte & 0x7f) << shift;
+        if (!(byte & 0x80))
+            return is_signed ? sign_extend(value, shift + 7) : value;
+    }
+    cursor->bad = 1;
+    return 0;
+}
+
+static uint64_t read_uleb(struct cursor *cursor) { return read_leb(cursor, 0); }
+static int64_t read_sleb(struct cursor *cursor) { return (int64_t)read_leb(cursor, 1); }
+
+static void skip(struct cursor *cursor, uint64_t bytes)
+{
+    if (cursor->bad || (uint64_t)(cursor->end - cursor->at) < bytes)
+        cursor->bad = 1;
+    else
+        cursor->at += bytes;
+}
+
+enum pointer_encoding { /* LSB Core, "DWARF Exception Header Encoding" */
+    ENCODING_ABSOLUTE = 0x00,
+    ENCODING_UDATA4 = 0x03,
+    ENCODING_UDATA8 = 0x04,
+    ENCODING_SDATA4 = 0x0b,
+    ENCODING_SDATA8 = 0x0c,
+    ENCODING_FORMAT = 0x0f,
+    ENCODING_PCREL = 0x10,
+    ENCODING_DATAREL = 0x30,
+    ENCODING_ALIGNED = 0x50,
+    ENCODING_RELATIVE_TO = 0x70,
+    ENCODING_INDIRECT = 0x80,
+    ENCODING_OMIT = 0xff
+};
+
+/* The value without what it is relative to. */
+static uint64_t read_format(struct cursor *cursor, unsigned encoding)
+{
+    switch (encoding & ENCODING_FORMAT) {
+    case ENCODING_ABSOLUTE:
+    case ENCODING_UDATA8:
+    case ENCODING_SDATA8:
+        return read_fixed(cursor, 8);
+    case ENCODING_UDATA4:
+        return read_fixed(cursor, 4);
+    case ENCODING_SDATA4:
+        return sign_extend(read_fixed(cursor, 4), 32);
+    case 0x01:
+        return read_uleb(cursor);
+    case 0x09:
+        return (uint64_t)read_sleb(cursor);
+    case 0x02:
+        return read_fixed(cursor, 2);
+    case 0x0a:
+        return sign_extend(read_fixed(cursor, 2), 16);
+    }
+    cursor->bad = 1;
+    return 0;
+}
+
+static uint64_t read_pointer(struct cursor *cursor, unsigned encoding, uint64_t data)
+{
+    uint64_t place = (uint64_t)(uintptr_t)cursor->at;
+    uint64_t value = read_format(cursor, encoding);
+    switch (encoding & ~(unsigned)ENCODING_FORMAT) {
+    case ENCODING_ABSOLUTE:
+        return value;
+    case ENCODING_PCREL:
+        return place + value;
+    case ENCODING_DATAREL:
+        return data + value;
+    }
+    cursor->bad = 1; /* indirect or relative to what only a compiler's run-time library knows: not used for code */
+    return 0;
+}
+
+/* What the table says of one function. */
+struct function_entry {
+    uint64_t start, end;
+    uint64_t code_align;
+    int64_t data_align;
+    uint64_t data; /* what its "datarel" pointers are relative to */
+    unsigned pointer_encoding;
+    int signal_frame;
+    struct cursor cie_program, program;
+};
+
+/* Opens the record at `cursor`: leaves it limited to the record, behind its length. Returns the size of its CIE pointer,
+ * 0 if there is no record. */
+static unsigned open_record(struct cursor *cursor)
+{
+    unsigned width = 4;
+    uint64_t length = read_fixed(cursor, 4);
+    if (length == 0xffffffff) {
+        width = 8;
+        length = read_fixed(cursor, 8);
+    }
+    if (cursor->bad || length < width || length > (uint64_t)(cursor->end - cursor->at))
+        return 0;
+    cursor->end = cursor->at + length;
+    return width;
+}
+
+static int read_cie(uint64_t address, const struct module *module, struct function_entry *entry)
+{
+    struct cursor cie = cursor_over(address, module->frames_end);
+    const uint8_t *augmentation;
+    unsigned width = open_record(&cie), version, i;
+    if (width == 0 || read_fixed(&cie, width) != 0)
+        return 0;
+    version = (unsigned)read_fixed(&cie, 1);
+    if (version != 1 && version != 3 && version != 4)
+        return 0;
+    augmentation = cie.at;
+    while (read_fixed(&cie, 1) != 0) {
+    }
+    if (version == 4 && read_fixed(&cie, 2) != 8) /* addresses of 8 bytes, no segment selectors */
+        return 0;
+    entry->code_align = read_uleb(&cie);
+    entry->data_align = read_sleb(&cie);
+    if ((version == 1 ? read_fixed(&cie, 1) : read_uleb(&cie)) != 16) /* the return address's column */
+        return 0;
+    entry->pointer_encoding = ENCODING_ABSOLUTE;
+    entry->signal_frame = 0;
+    if (cie.bad)
+        return 0;
+    if (augmentation[0] == 'z') {
+        uint64_t length = read_uleb(&cie);
+        struct cursor data = cie;
+        skip(&cie, length);
+        if (cie.bad)
+            return 0;
+        data.end = cie.at;
+        for (i = 1; augmentation[i] != 0; i++) {
+            unsigned encoding;
+            switch (augmentation[i]) {
+            case 'R':
+                entry->pointer_encoding = (unsigned)read_fixed(&data, 1);
+                break;
+            case 'L':
+                skip(&data, 1);
+                break;
+            case 'P':
+                encoding = (unsigned)read_fixed(&data, 1);
+                if (encoding == ENCODING_ALIGNED)
+                    skip(&data, -(uint64_t)(uintptr_t)data.at & 7);
+                if (encoding != ENCODING_OMIT)
+                    read_format(&data, encoding);
+                break;
+            case 'S':
+                entry->signal_frame = 1;
+                break;
+            case 'B': /* pointer authentication: not on this machine, but no data of its own */
+                break;
+            default:
+                return 0; /* what follows cannot be read */
+            }
+        }
+        if (data.bad)
+            return 0;
+    } else if (augmentation[0] != 0) {
+        return 0;
+    }
+    entry->cie_program = cie;
+    return augmentation[0] == 'z' ? 2 : 1;
+}
+
+/* Reads the FDE at `address`. */
+static int read_fde(uint64_t address, const struct module *module, struct function_entry *entry)
+{
+    struct cursor fde;
+    uint64_t pointer_place, pointer;
+    unsigned width;
+    int augmented;
+    if (address < module->frames_low || address >= module->frames_end)
+        return 0;
+    fde = cursor_over(address, module->frames_end);
+    width = open_record(&fde);
+    if (width == 0)
+        return 0;
+    pointer_place = (uint64_t)(uintptr_t)fde.at;
+    pointer = read_fixed(&fde, width);
+    if (pointer == 0 || pointer > pointer_place - module->frames_low) /* a CIE, or a wild one */
+        return 0;
+    augmented = read_cie(pointer_place - pointer, module, entry);
+    if (!augmented)
+        return 0;
+    entry->data = module->header;
+    entry->start = read_pointer(&fde, entry->pointer_encoding, entry->data);
+    entry->end = entry->start + read_format(&fde, entry->pointer_encoding);
+    if (augmented == 2)
+        skip(&fde, read_uleb(&fde));
+    entry->program = fde;
+    return !fde.bad && entry->start < entry->end;
+}
+
+static int table_pair(const struct module *module, uint64_t i, uint64_t *start, uint64_t *fde)
+{
+    unsigned half = (unsigned)(module->entry_bytes / 2);
+    struct cursor cursor = cursor_over(module->table + i * module->entry_bytes, module->table_end);
+    *start = module->header + sign_extend(read_fixed(&cursor, half), half * 8);
+    *fde = module->header + sign_extend(read_fixed(&cursor, half), half * 8);
+    return !cursor.bad;
+}
+
+#define MAX_RECORDS_SEARCHED 200000 /* without a sorted table; some milliseconds */
+
+static int find_function(const struct module *module, uint64_t pc, struct function_entry *entry)
+{
+    uint64_t start, fde, i;
+    if (module->entry_bytes != 0) {
+        uint64_t below = 0, above = module->table_entries; /* entry `below` starts at or before pc, if any does */
+        while (above - below > 1) {
+            uint64_t middle = below + (above - below) / 2;
+            if (!table_pair(module, middle, &start, &fde))
+                return 0;
+            if (start <= pc)
+                below = middle;
+            else
+                above = middle;
+        }
+        return module->table_entries != 0 && table_pair(module, below, &start, &fde) && start <= pc &&
+               read_fde(fde, module, entry) && pc >= entry->start && pc < entry->end;
+    }
+    fde = module->frames;
+    for (i = 0; i < MAX_RECORDS_SEARCHED && fde < module->frames_end; i++) {
+        struct cursor record = cursor_over(fde, module->frames_end);
+        if (open_record(&record) == 0)
+            return 0;
+        if (read_fde(fde, module, entry) && pc >= entry->start && pc < entry->end)
+            return 1;
+        fde = (uint64_t)(uintptr_t)record.end;
+    }
+    return 0;
+}
+
+/* DWARF's numbers of the registers. */
+enum { REGISTER_BP = 6, REGISTER_SP = 7, REGISTER_PC = 16 };
+
+enum rule_kind {
+    RULE_SAME = 0, /* also what holds where nothing is said */
+    RULE_UNDEFINED,
+    RULE_AT_CFA,        /* saved at CFA + value */
+    RULE_IS_CFA,        /* is CFA + value */
+    RULE_AT_EXPRESSION, /* saved where the expression says */
+    RULE_OTHER
+};
+
+struct rule {
+    int kind;
+    int64_t value;
+    struct cursor expression;
+};
+
+struct rules {
+    uint64_t cfa_register;
+    uint64_t cfa_offset;
+    int cfa_by_expression;
+    struct cursor cfa_expression;
+    struct rule bp, sp, pc;
+};
+
+static struct rule *rule_of(struct rules *rules, uint64_t number, struct rule *ignored)
+{
+    switch (number) {
+    case REGISTER_BP:
+        return &rules->bp;
+    case REGISTER_SP:
+        return &rules->sp;
+    case REGISTER_PC:
+        return &rules->pc;
+    }
+    return ignored; /* the walk does not need the other registers */
+}
+
+static void set_rule(struct rules *rules, uint64_t number, int kind, int64_t value)
+{
+    struct rule ignored, *rule = rule_of(rules, number, &ignored);
+    rule->kind = kind;
+    rule->value = value;
+}
+
+static struct cursor read_block(struct cursor *program)
+{
+    struct cursor block;
+    uint64_t length = read_uleb(program);
+    block = *program;
+    skip(program, length);
+    block.end = program->at;
+    block.bad = program->bad;
+    return block;
+}
+
+#define MAX_REMEMBERED 8
+#define MAX_PROGRAM_BYTES (1 << 20)
+
+/* DW_CFA_*; the three with an operand in the low 6 bits first. */
+enum {
+    CFA_ADVANCE = 0x40,
+    CFA_OFFSET = 0x80,
+    CFA_RESTORE = 0xc0,
+    CFA_NOP = 0x00,
+    CFA_SET_LOC = 0x01,
+    CFA_ADVANCE1 = 0x02,
+    CFA_ADVANCE2 = 0x03,
+    CFA_ADVANCE4 = 0x04,
+    CFA_OFFSET_EXTENDED = 0x05,
+    CFA_RESTORE_EXTENDED = 0x06,
+    CFA_UNDEFINED = 0x07,
+    CFA_SAME_VALUE = 0x08,
+    CFA_REGISTER = 0x09,
+    CFA_REMEMBER_STATE = 0x0a,
+    CFA_RESTORE_STATE = 0x0b,
+    CFA_DEF_CFA = 0x0c,
+    CFA_DEF_CFA_REGISTER = 0x0d,
+    CFA_DEF_CFA_OFFSET = 0x0e,
+    CFA_DEF_CFA_EXPRESSION = 0x0f,
+    CFA_EXPRESSION = 0x10,
+    CFA_OFFSET_EXTENDED_SF = 0x11,
+    CFA_DEF_CFA_SF = 0x12,
+    CFA_DEF_CFA_OFFSET_SF = 0x13,
+    CFA_VAL_OFFSET = 0x14,
+    CFA_VAL_OFFSET_SF = 0x15,
+    CFA_VAL_EXPRESSION = 0x16,
+    CFA_GNU_ARGS_SIZE = 0x2e,
+    CFA_GNU_NEGATIVE_OFFSET_EXTENDED = 0x2f
+};
+
+/* Runs a CFA program from *pc until it is past `target`. `initial` is what DW_CFA_restore goes back to. Returns 0 if the
+ * program cannot be understood. */
+static int run_program(struct cursor program, const struct function_entry *entry, uint64_t pc, uint64_t target,
+                       const struct rules *initial, struct rules *rules)
+{
+    struct rules remembered[MAX_REMEMBERED];
+    unsigned depth = 0;
+    if (program.bad || program.end - program.at > MAX_PROGRAM_BYTES)
+        return 0;
+    while (program.at < program.end) {
+        unsigned opcode = (unsigned)read_fixed(&program, 1);
+        uint64_t number = opcode & 0x3f, advance = 0;
+        int64_t offset;
+        struct rule ignored, initially_ignored, *rule;
+        if (opcode & 0xc0)
+            opcode &= 0xc0;
+        switch (opcode) {
+        case CFA_ADVANCE:
+            advance = number * entry->code_align;
+            break;
+        case CFA_ADVANCE1:
+            advance = read_fixed(&program, 1) * entry->code_align;
+            break;
+        case CFA_ADVANCE2:
+            advance = read_fixed(&program, 2) * entry->code_align;
+            break;
+        case CFA_ADVANCE4:
+            advance = read_fixed(&program, 4) * entry->code_align;
+            break;
+        case CFA_SET_LOC:
+            advance = read_pointer(&program, entry->pointer_encoding, entry->data) - pc;
+            break;
+        case CFA_NOP:
+            break;
+        case CFA_OFFSET_EXTENDED:
+            number = read_uleb(&program);
+            /* fall through */
+        case CFA_OFFSET:
+            offset = (int64_t)(read_uleb(&program) * (uint64_t)entry->data_align);
+            set_rule(rules, number, RULE_AT_CFA, offset);
+            break;
+        case CFA_OFFSET_EXTENDED_SF:
+            number = read_uleb(&program);
+            offset = (int64_t)((uint64_t)read_sleb(&program) * (uint64_t)entry->data_align);
+            set_rule(rules, number, RULE_AT_CFA, offset);
+            break;
+        case CFA_GNU_NEGATIVE_OFFSET_EXTENDED:
+            number = read_uleb(&program);
+            offset = (int64_t)(0 - read_uleb(&program) * (uint64_t)entry->data_align);
+            set_rule(rules, number, RULE_AT_CFA, offset);
+            break;
+        case CFA_VAL_OFFSET:
+            number = read_uleb(&program);
+            offset = (int64_t)(read_uleb(&program) * (uint64_t)entry->data_align);
+            set_rule(rules, number, RULE_IS_CFA, offset);
+            break;
+        case CFA_VAL_OFFSET_SF:
+            number = read_uleb(&program);
+            offset = (int64_t)((uint64_t)read_sleb(&program) * (uint64_t)entry->data_align);
+            set_rule(rules, number, RULE_IS_CFA, offset);
+            break;
+        case CFA_RESTORE_EXTENDED:
+            number = read_uleb(&program);
+            /* fall through */
+        case CFA_RESTORE:
+            if (initial == NULL)
+                return 0;
+            initially_ignored.kind = RULE_SAME;
+            ignored.kind = RULE_SAME;
+            rule = rule_of(rules, number, &ignored);
+            *rule = *rule_of((struct rules *)(uintptr_t)initial, number, &initially_ignored);
+            break;
+        case CFA_UNDEFINED:
+            set_rule(rules, read_uleb(&program), RULE_UNDEFINED, 0);
+            break;
+        case CFA_SAME_VALUE:
+            set_rule(rules, read_uleb(&program), RULE_SAME, 0);
+            break;
+        case CFA_REGISTER:
+            set_rule(rules, read_uleb(&program), RULE_OTHER, 0);
+            read_uleb(&program);
+            break;
+        case CFA_REMEMBER_STATE:
+            if (depth == MAX_REMEMBERED)
+                return 0;
+            remembered[depth++] = *rules;
+            break;
+        case CFA_RESTORE_STATE:
+            if (depth == 0)
+                return 0;
+            *rules = remembered[--depth];
+            break;
+        case CFA_DEF_CFA:
+            rules->cfa_register = read_uleb(&program);
+            rules->cfa_offset = read_uleb(&program);
+            rules->cfa_by_expression = 0;
+            break;
+        case CFA_DEF_CFA_SF:
+            rules->cfa_register = read_uleb(&program);
+            rules->cfa_offset = (uint64_t)read_sleb(&program) * (uint64_t)entry->data_align;
+            rules->cfa_by_expression = 0;
+            break;
+        case CFA_DEF_CFA_REGISTER:
+            rules->cfa_register = read_uleb(&program);
+            rules->cfa_by_expression = 0;
+            break;
+        case CFA_DEF_CFA_OFFSET:
+            rules->cfa_offset = read_uleb(&program);
+            break;
+        case CFA_DEF_CFA_OFFSET_SF:
+            rules->cfa_offset = (uint64_t)read_sleb(&program) * (uint64_t)entry->data_align;
+            break;
+        case CFA_DEF_CFA_EXPRESSION:
+            rules->cfa_expression = read_block(&program);
+            rules->cfa_by_expression = 1;
+            break;
+        case CFA_EXPRESSION:
+            number = read_uleb(&program);
+            rule = rule_of(rules, number, &ignored);
+            rule->kind = RULE_AT_EXPRESSION;
+            rule->expression = read_block(&program);
+            break;
+        case CFA_VAL_EXPRESSION:
+            number = read_uleb(&program);
+            rule = rule_of(rules, number, &ignored);
+            rule->kind = RULE_OTHER;
+            read_block(&program);
+            break;
+        case CFA_GNU_ARGS_SIZE:
+            read_uleb(&program);
+            break;
+        default:
+            return 0;
+        }
+        if (program.bad)
+            return 0;
+        if (advance > target - pc) /* pc <= target */
+            return 1;
+        pc += advance;
+    }
+    return 1;
+}
+
+/*
+ * DWARF expressions, evaluated as far as can be done without registers. A value is
+ *   offset, of = OF_NOTHING; register + offset; or *(register + inner) + offset.
+ */
+enum { OF_NOTHING, OF_SP, OF_BP, OF_CFA };
+
+struct value {
+    int of, loaded;
+    uint64_t inner, offset;
+};
+
+#define MAX_VALUES 8
+
+static int evaluate(struct cursor expression, uint64_t pc, int cfa_is_pushed, struct value *result)
+{
+    struct value values[MAX_VALUES + 1];
+    unsigned depth = 0;
+    if (cfa_is_pushed) {
+        values[0].of = OF_CFA;
+        values[0].loaded = 0;
+        values[0].inner = values[0].offset = 0;
+        depth = 1;
+    }
+    if (expression.bad)
+        return 0;
+    while (expression.at < expression.end) {
+        unsigned opcode = (unsigned)read_fixed(&expression, 1);
+        struct value *top = values + depth; /* where a push goes */
+        struct value *a, *b;                /* the two uppermost */
+        uint64_t x, y;
+        if (depth == MAX_VALUES)
+            return 0;
+        top->of = OF_NOTHING;
+        top->loaded = 0;
+        top->inner = top->offset = 0;
+        if (opcode >= 0x30 && opcode <= 0x4f) { /* DW_OP_lit0 .. 31 */
+            top->offset = opcode - 0x30;
+            depth++;
+            continue;
+        }
+        if (opcode >= 0x70 && opcode <= 0x8f) { /* DW_OP_breg0 .. 31 */
+            top->offset = (uint64_t)read_sleb(&expression);
+            if (opcode == 0x70 + REGISTER_SP)
+                top->of = OF_SP;
+            else if (opcode == 0x70 + REGISTER_BP)
+                top->of = OF_BP;
+            else if (opcode == 0x70 + REGISTER_PC)
+                top->offset += pc;
+            else
+                return 0;
+            depth++;
+            continue;
+        }
+        if (opcode >= 0x08 && opcode <= 0x0f) { /* DW_OP_const1u, 1s, 2u, 2s, 4u, 4s, 8u, 8s */
+            unsigned bytes = 1u << ((opcode - 0x08) >> 1);
+            top->offset = read_fixed(&expression, bytes);
+            if (opcode & 1)
+                top->offset = sign_extend(top->offset, bytes * 8);
+            depth++;
+            continue;
+        }
+        switch (opcode) {
+        case 0x10: /* DW_OP_constu */
+            top->offset = read_uleb(&expression);
+            depth++;
+            continue;
+        case 0x11: /* DW_OP_consts */
+            top->offset = (uint64_t)read_sleb(&expression);
+            depth++;
+            continue;
+        case 0x96: /* DW_OP_nop */
+            continue;
+        }
+        if (depth < 1)
+            return 0;
+        b = values + depth - 1;
+        switch (opcode) {
+        case 0x12: /* DW_OP_dup */
+            *top = *b;
+            depth++;
+            continue;
+        case 0x06: /* DW_OP_deref */
+            if (b->of == OF_NOTHING || b->loaded)
+                return 0;
+            b->loaded = 1;
+            b->inner = b->offset;
+            b->offset = 0;
+            continue;
+        case 0x23: /* DW_OP_plus_uconst */
+            b->offset += read_uleb(&expression);
+            continue;
+        }
+        if (depth < 2)
+            return 0;
+        a = values + depth - 2;
+        if (opcode == 0x22) { /* DW_OP_plus */
+            if (a->of != OF_NOTHING && b->of != OF_NOTHING)
+                return 0;
+            x = a->offset;
+            if (a->of == OF_NOTHING)
+                *a = *b;
+            else
+                x = b->offset;
+            a->offset += x;
+            depth--;
+            continue;
+        }
+        if (b->of != OF_NOTHING)
+            return 0;
+        if (opcode == 0x1c) { /* DW_OP_minus */
+            a->offset -= b->offset;
+            depth--;
+            continue;
+        }
+        if (a->of != OF_NOTHING)
+            return 0;
+        x = a->offset;
+        y = b->offset;
+        switch (opcode) {
+        case 0x1a: /* DW_OP_and */
+            a->offset = x & y;
+            break;
+        case 0x21: /* DW_OP_or */
+            a->offset = x | y;
+            break;
+        case 0x24: /* DW_OP_shl */
+            a->offset = y < 64 ? x << y : 0;
+            break;
+        case 0x25: /* DW_OP_shr */
+            a->offset = y < 64 ? x >> y : 0;
+            break;
+        case 0x29: /* DW_OP_eq */
+            a->offset = x == y;
+            break;
+        case 0x2a: /* DW_OP_ge, and the others that compare; signed */
+            a->offset = (int64_t)x >= (int64_t)y;
+            break;
+        case 0x2b: /* DW_OP_gt */
+            a->offset = (int64_t)x > (int64_t)y;
+            break;
+        case 0x2c: /* DW_OP_le */
+            a->offset = (int64_t)x <= (int64_t)y;
+            break;
+        case 0x2d: /* DW_OP_lt */
+            a->offset = (int64_t)x < (int64_t)y;
+            break;
+        case 0x2e: /* DW_OP_ne */
+            a->offset = x != y;
+            break;
+        default:
+            return 0;
+        }
+        depth--;
+    }
+    if (expression.bad || depth == 0)
+        return 0;
+    *result = values[depth - 1];
+    return 1;
+}
+
+/* Where a register is saved. */
+static int place_of(const struct rule *rule, uint64_t pc, struct value *place)
+{
+    if (rule->kind == RULE_AT_EXPRESSION)
+        return evaluate(rule->expression, pc, 1, place) && !place->loaded;
+    if (rule->kind != RULE_AT_CFA)
+        return 0;
+    place->of = OF_CFA;
+    place->loaded = 0;
+    place->inner = 0;
+    place->offset = (uint64_t)rule->value;
+    return 1;
+}
+
+static int fits_signed(uint64_t value, unsigned bits) { return sign_extend(value, bits) == value; }
+
+/* A place relative to the CFA instead of to the register that the CFA is computed from. */
+static void relate_to_cfa(struct value *place, const struct value *cfa)
+{
+    if (!cfa->loaded && place->of == cfa->of) {
+        place->offset -= cfa->offset;
+        place->of = OF_CFA;
+    }
+}
+
+/* Packs the rules into a row's information. */
+static uint64_t pack(const struct rules *rules, uint64_t pc, int signal_frame)
+{
+    const uint64_t unsupported = ROW(ROW_UNSUPPORTED, 0);
+    struct value cfa, place;
+    uint64_t units, inner, n = 1;
+    int by_bp, lost = 0, at_bp = 0;
+
+    if (rules->pc.kind == RULE_UNDEFINED)
+        return ROW(ROW_OUTERMOST, 0);
+    if (rules->cfa_by_expression) {
+        if (!evaluate(rules->cfa_expression, pc, 0, &cfa))
+            return unsupported;
+    } else {
+        cfa.of = rules->cfa_register == REGISTER_SP ? OF_SP : rules->cfa_register == REGISTER_BP ? OF_BP : OF_NOTHING;
+        cfa.loaded = 0;
+        cfa.inner = 0;
+        cfa.offset = rules->cfa_offset;
+    }
+    if (cfa.of != OF_SP && cfa.of != OF_BP)
+        return unsupported;
+
+    if (signal_frame) { /* only the kernel's own layout: everything in the ucontext at sp */
+        if (cfa.of != OF_SP || !cfa.loaded || cfa.inner != UCONTEXT_SP || cfa.offset != 0 ||
+            !place_of(&rules->pc, pc, &place) || place.of != OF_SP || place.offset != UCONTEXT_PC ||
+            !place_of(&rules->bp, pc, &place) || place.of != OF_SP || place.offset != UCONTEXT_BP)
+            return unsupported;
+        return ROW(ROW_SIGNAL, 0);
+    }
+
+    if (!place_of(&rules->pc, pc, &place))
+        return unsupported;
+    relate_to_cfa(&place, &cfa);
+    if (place.of != OF_CFA || place.offset != (uint64_t)-8)
+        return unsupported;
+    if (rules->sp.kind != RULE_SAME && !(rules->sp.kind == RULE_IS_CFA && rules->sp.value == 0))
+        return unsupported;
+
+    if (place_of(&rules->bp, pc, &place)) {
+        relate_to_cfa(&place, &cfa);
+        if (place.offset & 7)
+            return unsupported;
+        if (place.of == OF_CFA && 0 - place.offset >= 16 && 0 - place.offset <= 255 * 8) {
+            n = (0 - place.offset) / 8;
+        } else if (place.of == OF_BP && cfa.of == OF_BP && cfa.loaded && fits_signed(place.offset, 11)) {
+            at_bp = 1;
+            n = (place.offset / 8) & 0xff;
+        } else {
+            lost = 1;
+        }
+    } else if (rules->bp.kind != RULE_SAME) {
+        lost = 1;
+    }
+
+    by_bp = cfa.of == OF_BP;
+    if ((cfa.offset & 7) || (cfa.inner & 7))
+        return unsupported;
+    units = cfa.offset / 8;
+    if (cfa.loaded) {
+        inner = cfa.inner;
+        if (lost || units > 15 || !fits_signed(inner, 15))
+            return unsupported;
+        return ROW(at_bp ? ROW_DEREF_BP_AT_BP : by_bp ? ROW_DEREF_BP : ROW_DEREF_SP,
+                   ((inner / 8) & 0xfff) << 12 | units << 8 | n);
+    }
+    if (units == 0 || units > 0xffffff) /* more than 128 MiB */
+        return unsupported;
+    if (lost)
+        return ROW(by_bp ? ROW_LOST_BP : ROW_LOST_SP, units);
+    if (units <= 0xffff)
+        return ROW(by_bp ? ROW_BP : ROW_SP, n << 16 | units);
+    if (n > ROW_LARGE_KINDS)
+        return unsupported;
+    return ROW((by_bp ? ROW_LARGE_BP : ROW_LARGE_SP) + n - 1, units);
+}
+
+static void copy_words(uint64_t *to, const uint64_t *from, size_t words)
+{
+    size_t i;
+    for (i = 0; i < words; i++)
+        to[i] = load_word(from + i);
+}
+
+static int find_module(const struct unwind_state *state, uint64_t pc, struct module *found)
+{
+    uint64_t i, slots = load_word(&state->module_slots);
+    for (i = 0; i < slots; i++) {
+        const struct module_slot *slot = state->modules + i;
+        uint64_t version = load_word(&slot->version);
+        if (pc < load_word(&slot->module.start) || pc >= load_word(&slot->module.end))
+            continue;
+        copy_words((uint64_t *)found, (const uint64_t *)&slot->module, MODULE_WORDS);
+        COMPILER_BARRIER();
+        if (!(version & 1) && load_word(&slot->version) == version && pc >= found->start && pc < found->end)
+            return 1;
+    }
+    return 0;
+}
+
+static uint64_t compute_row(struct unwind_state *state, uint64_t ra)
+{
+    struct module module;
+    struct function_entry entry;
+    struct rules initial, rules;
+    uint64_t pc = ra - 1; /* in the call: what follows it may be another row, or another function */
+    if (!find_module(state, pc, &module) || !find_function(&module, pc, &entry))
+        return ROW(ROW_NO_TABLE, 0);
+    initial.cfa_register = ~0ULL;
+    initial.cfa_offset = 0;
+    initial.cfa_by_expression = 0;
+    initial.bp.kind = initial.sp.kind = initial.pc.kind = RULE_SAME;
+    if (!run_program(entry.cie_program, &entry, entry.start, ~0ULL, NULL, &initial))
+        return ROW(ROW_UNSUPPORTED, 0);
+    rules = initial;
+    if (!run_program(entry.program, &entry, entry.start, pc, &initial, &rules))
+        return ROW(ROW_UNSUPPORTED, 0);
+    return pack(&rules, pc, entry.signal_frame);
+}
+
+/* The parts of the ELF format that are needed; System V ABI, "Program Header". */
+enum {
+    ELF_HEADER_BYTES = 64,
+    ELF_MACHINE = 18,
+    ELF_PROGRAM_HEADERS = 32,
+    ELF_PROGRAM_HEADER_BYTES = 54,
+    ELF_PROGRAM_HEADER_COUNT = 56,
+    PROGRAM_HEADER_BYTES = 56,
+    SEGMENT_LOAD = 1,
+    SEGMENT_EH_FRAME = 0x6474e550,
+    SEGMENT_EXECUTABLE = 1,
+    SEGMENT_READABLE = 4,
+    MACHINE_X86_64 = 62
+};
+
+struct segment {
+    uint64_t type, flags, start, end; /* addresses without the load bias; end: of what is in the file */
+};
+
+static struct segment read_segment(uint64_t headers, uint64_t i)
+{
+    struct segment segment;
+    uint64_t at = headers + i * PROGRAM_HEADER_BYTES;
+    struct cursor cursor = cursor_over(at, at + PROGRAM_HEADER_BYTES);
+    segment.type = read_fixed(&cursor, 4);
+    segment.flags = read_fixed(&cursor, 4);
+    skip(&cursor, 8);
+    segment.start = read_fixed(&cursor, 8);
+    skip(&cursor, 8);
+    segment.end = segment.start + read_fixed(&cursor, 8);
+    return segment;
+}
+
+/* The readable segment that `address` lies in, as absolute addresses inside the module. */
+static int find_segment(uint64_t headers, uint64_t count, uint64_t bias, uint64_t base, uint64_t size, uint64_t address,
+                        uint64_t *start, uint64_t *end)
+{
+    uint64_t i;
+    for (i = 0; i < count; i++) {
+        struct segment segment = read_segment(headers, i);
+        if (segment.type != SEGMENT_LOAD || !(segment.flags & SEGMENT_READABLE))
+            continue;
+        *start = bias + segment.start;
+        *end = bias + segment.end;
+        if (*start < base || *end > base + size || *start >= *end)
+            continue;
+        if (address >= *start && address < *end)
+            return 1;
+    }
+    return 0;
+}
+
+/* Fills *module from the ELF header in memory; 0 if there is nothing to unwind by. */
+static int read_module(uint64_t base, uint64_t size, struct module *module)
+{
+    const uint8_t *elf = (const uint8_t *)(uintptr_t)base;
+    uint64_t headers, count, i, bias, lowest = ~0ULL, header = 0, segment_start, segment_end, encoding;
+    struct cursor cursor;
+    if (size < ELF_HEADER_BYTES || base + size < base)
+        return 0;
+    if (elf[0] != 0x7f || elf[1] != 'E' || elf[2] != 'L' || elf[3] != 'F' || elf[4] != 2 || elf[5] != 1)
+        return 0;
+    cursor = cursor_over(base + ELF_MACHINE, base + ELF_HEADER_BYTES);
+    if (read_fixed(&cursor, 2) != MACHINE_X86_64)
+        return 0;
+    cursor = cursor_over(base + ELF_PROGRAM_HEADERS, base + ELF_HEADER_BYTES);
+    headers = read_fixed(&cursor, 8);
+    cursor = cursor_over(base + ELF_PROGRAM_HEADER_BYTES, base + ELF_HEADER_BYTES);
+    if (read_fixed(&cursor, 2) != PROGRAM_HEADER_BYTES)
+        return 0;
+    count = read_fixed(&cursor, 2);
+    if (headers > size || count * PROGRAM_HEADER_BYTES > size - headers)
+        return 0;
+    headers += base;
+
+    for (i = 0; i < count; i++) {
+        struct segment segment = read_segment(headers, i);
+        if (segment.type == SEGMENT_LOAD && segment.start < lowest)
+            lowest = segment.start;
+        if (segment.type == SEGMENT_EH_FRAME)
+            header = segment.start;
+    }
+    if (lowest == ~0ULL || header == 0)
+        return 0;
+    bias = base - (lowest & ~0xfffULL);
+    module->base = base;
+    module->start = ~0ULL;
+    module->end = 0;
+    for (i = 0; i < count; i++) {
+        struct segment segment = read_segment(headers, i);
+        if (segment.type == SEGMENT_LOAD && (segment.flags & SEGMENT_EXECUTABLE) && segment.start < segment.end) {
+            uint64_t start = bias + segment.start, end = bias + segment.end;
+            if (start < base || end > base + size || start >= end)
+                return 0;
+            module->start = start < module->start ? start : module->start;
+            module->end = end > module->end ? end : module->end;
+        }
+    }
+    if (module->end == 0)
+        return 0;
+
+    module->header = bias + header;
+    if (!find_segment(headers, count, bias, base, size, module->header, &segment_start, &segment_end))
+        return 0;
+    cursor = cursor_over(module->header, segment_end);
+    if (read_fixed(&cursor, 1) != 1) /* version */
+        return 0;
+    encoding = read_fixed(&cursor, 3); /* of the pointer to .eh_frame, of the count, of the table */
+    module->frames = read_pointer(&cursor, (unsigned)(encoding & 0xff), module->header);
+    if (cursor.bad || !find_segment(headers, count, bias, base, size, module->frames, &module->frames_low, &module->frames_end))
+        return 0;
+    module->entry_bytes = 0;
+    module->table_end = segment_end;
+    if (((encoding >> 8) & 0xff) != ENCODING_OMIT) {
+        module->table_entries = read_pointer(&cursor, (unsigned)((encoding >> 8) & 0xff), module->header);
+        module->table = (uint64_t)(uintptr_t)cursor.at;
+        if (encoding >> 16 == (ENCODING_DATAREL | ENCODING_SDATA4))
+            module->entry_bytes = 8;
+        else if (encoding >> 16 == (ENCODING_DATAREL | ENCODING_SDATA8))
+            module->entry_bytes = 16;
+        if (cursor.bad || module->table_entries > (segment_end - module->table) / 8)
+            module->entry_bytes = 0;
+    }
+    return 1;
+}
+
+static void write_slot(struct module_slot *slot, const struct module *module)
+{
+    size_t i;
+    store_word(&slot->version, slot->version + 1);
+    COMPILER_BARRIER();
+    for (i = 0; i < MODULE_WORDS; i++)
+        store_word((uint64_t *)&slot->module + i, ((const uint64_t *)module)[i]);
+    COMPILER_BARRIER();
+    store_word(&slot->version, slot->version + 1);
+}
+
+int unwind_add_module(struct unwind_state *state, uint64_t base, uint64_t size)
+{
+    struct module module;
+    uint64_t i;
+    unwind_remove_module(state, base);
+    if (!read_module(base, size, &module))
+        return 0;
+    for (i = 0; i < state->module_slots && state->modules[i].module.end != 0; i++) {
+    }
+    if (i == UNWIND_MAX_MODULES)
+        return 0;
+    write_slot(state->modules + i, &module);
+    if (i == state->module_slots)
+        store_word(&state->module_slots, i + 1);
+    forget_rows(state, module.start, module.end); /* that there was no table */
+    return 1;
+}
+
+void unwind_remove_module(struct unwind_state *state, uint64_t base)
+{
+    struct module empty, *module;
+    uint64_t i, start, end;
+    for (i = 0; i < MODULE_WORDS; i++)
+        ((uint64_t *)&empty)[i] = 0;
+    for (i = 0; i < state->module_slots; i++) {
+        module = &state->modules[i].module;
+        if (module->end != 0 && module->base == base) {
+            start = module->start;
+            end = module->end;
+            write_slot(state->modules + i, &empty);
+            forget_rows(state, start, end);
+        }
+    }
+}

@@ -1,0 +1,99 @@
+"""DPDK's own view of its heap, from the event stream: baseline and verify.
+
+A snapshot is what the agent puts into the stream when it asks DPDK (native/snapshot.c): MARK_BASELINE_STARTED, then at
+one moment MARK_HEAP_SNAPSHOT, then a BASELINE_BLOCK for each element that was busy at that moment, and
+MARK_BASELINE_ENDED. Everything has its place in the order of events, so that the live set at exactly that moment can be
+compared with it while the program runs on.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frida_rtetrack.events import EventBatch, sizes
+from frida_rtetrack.tracking import Block, TrackingMap
+
+
+@dataclass(frozen=True, slots=True)
+class BusyElement:
+    """A block that DPDK's heap has and the tracking does not: where it starts and how large its element is (bytes)."""
+
+    address: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeapDifference:
+    """What tracking and DPDK's heap disagree about. Both empty: they agree on every block."""
+
+    missing: tuple[BusyElement, ...]
+    """Busy in DPDK's heap, not live here."""
+    unexpected: tuple[Block, ...]
+    """Live here, not busy in DPDK's heap."""
+    busy: int
+    """Blocks that DPDK's heap had."""
+
+    def __bool__(self) -> bool:
+        """Whether there is any difference."""
+        return bool(self.missing or self.unexpected)
+
+    def persisting(self, earlier: HeapDifference) -> HeapDifference:
+        """What was already different in `earlier`: a call that is half done differs for a moment only."""
+        missing = {element.address for element in earlier.missing}
+        unexpected = {(block.address, block.sequence) for block in earlier.unexpected}
+        return HeapDifference(
+            tuple(element for element in self.missing if element.address in missing),
+            tuple(block for block in self.unexpected if (block.address, block.sequence) in unexpected),
+            self.busy,
+        )
+
+
+@dataclass(slots=True)
+class HeapSnapshot:
+    """One snapshot on its way through the stream. `ended` is set when all of it has arrived."""
+
+    inserts: bool
+    """Whether its blocks become the tracking's baseline."""
+    started_sequence: int = 0
+    live: NDArray[np.void] | None = None
+    """The live set at the moment of the snapshot, BLOCK_DTYPE."""
+    events: list[EventBatch] = field(default_factory=list)
+    difference: HeapDifference | None = None
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def compare(self, tracking: TrackingMap) -> HeapDifference:
+        """The difference at the snapshot's moment, without what the events around it explain.
+
+        To be called when the last of the snapshot has been applied and nothing after it. A free is recorded before it
+        reaches the heap, an allocation after it left it: a busy block that is not live is explained by a free since
+        the snapshot began, or by an allocation recorded after its moment; a live one that is not busy by anything that
+        happened to it since (a resize that was under way).
+        """
+        live = self.live
+        assert live is not None
+        busy = np.concatenate([batch["address"] for batch in self.events]) if self.events else np.empty(0, np.uint64)
+        size = np.concatenate([sizes(batch) for batch in self.events]) if self.events else np.empty(0, np.uint64)
+        missing = np.flatnonzero(~np.isin(busy, live["address"]))
+        unexpected = live["address"][~np.isin(live["address"], busy)]
+        sequences = dict(zip(live["address"].tolist(), live["sequence"].tolist(), strict=True)) if len(unexpected) else {}
+        return HeapDifference(
+            tuple(
+                BusyElement(int(busy[i]), int(size[i])) for i in missing if self._is_missing(tracking, int(busy[i]))
+            ),
+            tuple(
+                block
+                for block in (tracking.find(int(address)).block for address in unexpected)
+                if block is not None and block.sequence == sequences.get(block.address)
+            ),
+            len(busy),
+        )
+
+    def _is_missing(self, tracking: TrackingMap, address: int) -> bool:
+        found = tracking.find(address)
+        if found.block is not None and found.offset == 0:
+            return False
+        return found.freed is None or found.freed.freed.sequence < self.started_sequence

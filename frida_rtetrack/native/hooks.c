@@ -1,0 +1,310 @@
+/*
+ * The native engine's hooks (x86-64 Linux): each stands in for one of DPDK's functions, calls the original, and appends
+ * the event with its exact stack. They run on the program's threads: see the rules at the top of session.c.
+ *
+ * agent.js lets a hook replace its function (Interceptor.replaceFast); where a function is too short for any redirect,
+ * listener_enter and listener_leave at the end do the same from Interceptor.attach.
+ */
+#include "agent.h"
+#include "unwind.h"
+
+/* What to call instead of the replaced function. Not wiped in a forked child: it goes on calling the originals. */
+struct originals {
+    void *(*rte_malloc)(const char *, size_t, unsigned);
+    void *(*rte_malloc_socket)(const char *, size_t, unsigned, int);
+    void *(*rte_zmalloc)(const char *, size_t, unsigned);
+    void *(*rte_zmalloc_socket)(const char *, size_t, unsigned, int);
+    void *(*rte_calloc)(const char *, size_t, size_t, unsigned);
+    void *(*rte_calloc_socket)(const char *, size_t, size_t, unsigned, int);
+    void *(*rte_realloc)(void *, size_t, unsigned);
+    void *(*rte_realloc_socket)(void *, size_t, unsigned, int);
+    void (*rte_free)(void *);
+    void (*rte_free_sensitive)(void *);
+    const struct memzone *(*rte_memzone_reserve)(const char *, size_t, int, unsigned);
+    const struct memzone *(*rte_memzone_reserve_aligned)(const char *, size_t, int, unsigned, unsigned);
+    const struct memzone *(*rte_memzone_reserve_bounded)(const char *, size_t, int, unsigned, unsigned, unsigned);
+    int (*rte_memzone_free)(const struct memzone *);
+    int (*rte_eal_cleanup)(void);
+    volatile uint64_t search; /* where inherit_private goes on */
+    volatile uint64_t uncounted; /* threads inside of a hook that have no slot of their own */
+};
+
+extern struct originals originals;
+
+struct memzone { /* the part of struct rte_memzone that all versions share (lib/eal/include/rte_memzone.h) */
+    char name[32];
+    uint64_t iova;
+    uint64_t address;
+    uint64_t length;
+};
+
+#define SOCKET_ANY -1
+#define NESTED ((struct thread_slot *) 1)
+#define FRAME() ((const uint64_t *) __builtin_frame_address(0))
+
+/* What a thread keeps between its calls, beside its slot. */
+struct walk_cache {
+    uint32_t number, epoch, stack, reserved;
+};
+struct thread_private {
+    struct walk_cache allocation, release;
+    /* two memos follow */
+};
+
+#define PRIVATE_BYTES ((long) ((sizeof(struct thread_private) + 2 * unwind_memo_bytes() + 4095) & ~4095UL))
+#define INHERITANCE_SEARCH 16
+
+/* The private memory of a thread that is gone, if one is found near the end of a bounded search; else 0. */
+static uint64_t inherit_private(void) {
+    uint64_t threads = agent.header->threads_used, i;
+    if (threads > agent.header->threads_capacity) threads = agent.header->threads_capacity;
+    for (i = 0; i < INHERITANCE_SEARCH && threads > 1; i++) {
+        struct thread_slot *slot = &agent.threads[1 + atomic_add(&originals.search, 1) % (threads - 1)];
+        if (slot->process != agent.process || slot->own_memory == 0 || !thread_is_gone(slot)) continue;
+        if (atomic_exchange((volatile uint32_t *) &slot->taken, 1)) continue; /* somebody else takes it */
+        return slot->own_memory;
+    }
+    return 0;
+}
+
+static struct thread_private *private_of(struct thread_slot *thread) {
+    if (thread->own_memory == 0 || thread->taken) {
+        uint64_t address = inherit_private();
+        if (address == 0) address = (uint64_t) syscall(SYS_MMAP, 0L, PRIVATE_BYTES, 3L, 0x22L, -1L, 0L);
+        if ((int64_t) address < 0) return NULL;
+        thread->taken = 0;
+        thread->own_memory = address;
+    }
+    return (struct thread_private *) thread->own_memory;
+}
+
+/*
+ * The number of the stack above the hook whose frame is `frame` (saved rbp, then the return address). 0: not stored.
+ */
+static uint32_t stack_above(struct thread_slot *thread, const uint64_t *frame, int release) {
+    uint64_t frames[MAX_FRAMES], sp = (uint64_t) (frame + 2);
+    struct unwind_trace trace;
+    struct thread_private *own;
+    struct walk_cache *cache;
+    uint32_t epoch = agent.epoch;
+    if (!on_known_stack(thread, sp)) { /* its bounds are unknown: the caller is all that can be vouched for */
+        uint64_t caller = frame[1];
+        return intern_stack(hash_stack(&caller, 1), &caller, 1, STACK_OUT_OF_BOUNDS);
+    }
+    own = private_of(thread);
+    trace.ra = frame[1];
+    trace.sp = sp;
+    trace.bp = frame[0];
+    trace.low = sp;
+    trace.high = thread->stack_high;
+    trace.frames = frames;
+    trace.max_frames = (int32_t) agent.max_frames;
+    if (own == NULL) {
+        unwind_walk_with_memo(agent.unwinder, NULL, &trace);
+        return intern_stack(trace.hash, frames, (uint32_t) trace.count, (uint32_t) trace.end);
+    }
+    cache = release ? &own->release : &own->allocation;
+    unwind_walk_with_memo(agent.unwinder, (struct unwind_memo *) ((uint8_t *) (own + 1) + (release ? unwind_memo_bytes() : 0)), &trace);
+    if (trace.number != 0 && trace.number == cache->number && epoch == cache->epoch) return cache->stack;
+    cache->stack = intern_stack(trace.hash, frames, (uint32_t) trace.count, (uint32_t) trace.end);
+    cache->number = trace.number;
+    cache->epoch = epoch;
+    return cache->stack;
+}
+
+/*
+ * The calling thread's slot if this is the outermost hooked call on it, NESTED if another one encloses it, NULL if the
+ * thread has no slot. The stack grows down: a frame above the outermost one means that that one was left by longjmp.
+ */
+static struct thread_slot *enter(const uint64_t *frame) {
+    struct thread_slot *thread = thread_known();
+    if (thread == NULL && (thread = thread_register()) == NULL) {
+        atomic_add(&originals.uncounted, 1);
+        atomic_add(&agent.header->lost, 1);
+        return NULL;
+    }
+    if (thread->depth != 0 && (uint64_t) frame < thread->outermost_sp) return NESTED;
+    thread->depth = 1;
+    thread->outermost_sp = (uint64_t) frame;
+    return thread;
+}
+
+static void leave(struct thread_slot *thread) {
+    if (thread == NULL) atomic_add(&originals.uncounted, (uint64_t) -1);
+    else if (thread != NESTED) thread->depth = 0;
+}
+
+#define OUTERMOST(thread) ((uint64_t) (thread) > 1 && agent.recording)
+
+static void note_allocation(struct thread_slot *thread, const uint64_t *frame, uint32_t api, int socket, const char *type,
+                            uint64_t size, uint64_t address) {
+    uint32_t stack = agent.allocation_backtrace ? stack_above(thread, frame, 0) : 0;
+    append(thread, WHAT(address != 0 ? EVENT_ALLOCATED : EVENT_ALLOCATION_FAILED, api, socket), address, size, stack,
+           label_of(type));
+}
+
+static void note_free(struct thread_slot *thread, const uint64_t *frame, uint32_t api, uint64_t address) {
+    uint32_t stack = agent.free_backtrace ? stack_above(thread, frame, 1) : 0;
+    append(thread, WHAT(EVENT_FREED, api, SOCKET_ANY), address, 0, stack, 0);
+}
+
+static void note_reservation(struct thread_slot *thread, const uint64_t *frame, uint32_t api, int socket, const char *name,
+                             uint64_t length, const struct memzone *zone) {
+    uint32_t stack = agent.allocation_backtrace ? stack_above(thread, frame, 0) : 0;
+    uint32_t label = copy_label("memzone:", name);
+    if (zone == NULL) append(thread, WHAT(EVENT_ALLOCATION_FAILED, api, socket), 0, length, stack, label);
+    else append(thread, WHAT(EVENT_ALLOCATED, api, socket), zone->address, zone->length, stack, label);
+}
+
+/*
+ * Whether a hook was reached from another one's original by a tail call (rte_malloc jumps to rte_malloc_socket): then
+ * the return address lies in that hook, which counts the call. A cheap answer for the commonest nesting.
+ */
+void *hook_rte_malloc(const char *, size_t, unsigned);
+uint64_t hooks_uncounted(void);
+#define FROM_HOOK(frame) ((frame)[1] - (uint64_t) hook_rte_malloc < (uint64_t) hooks_uncounted - (uint64_t) hook_rte_malloc)
+
+/* ---- one hook a function: hook_rte_malloc first, hooks_uncounted after the last ---- */
+
+#define ALLOCATING_HOOK(name, api, parameters, arguments, socket, size) \
+    void *hook_##name parameters { \
+        const uint64_t *frame = FRAME(); \
+        struct thread_slot *thread; \
+        void *block; \
+        if (!agent.on || FROM_HOOK(frame)) return originals.name arguments; \
+        thread = enter(frame); \
+        block = originals.name arguments; \
+        if (OUTERMOST(thread)) note_allocation(thread, frame, api, socket, type, size, (uint64_t) block); \
+        leave(thread); \
+        return block; \
+    }
+
+ALLOCATING_HOOK(rte_malloc, API_MALLOC, (const char *type, size_t size, unsigned align), (type, size, align), SOCKET_ANY, size)
+ALLOCATING_HOOK(rte_malloc_socket, API_MALLOC_SOCKET, (const char *type, size_t size, unsigned align, int socket),
+                (type, size, align, socket), socket, size)
+ALLOCATING_HOOK(rte_zmalloc, API_ZMALLOC, (const char *type, size_t size, unsigned align), (type, size, align), SOCKET_ANY, size)
+ALLOCATING_HOOK(rte_zmalloc_socket, API_ZMALLOC_SOCKET, (const char *type, size_t size, unsigned align, int socket),
+                (type, size, align, socket), socket, size)
+ALLOCATING_HOOK(rte_calloc, API_CALLOC, (const char *type, size_t number, size_t size, unsigned align),
+                (type, number, size, align), SOCKET_ANY, number * size)
+ALLOCATING_HOOK(rte_calloc_socket, API_CALLOC_SOCKET, (const char *type, size_t number, size_t size, unsigned align, int socket),
+                (type, number, size, align, socket), socket, number * size)
+
+/* A resize of NULL is an allocation; any other one is announced before and ended after, for the order's sake. */
+#define RESIZING_HOOK(name, api, parameters, arguments, socket) \
+    void *hook_##name parameters { \
+        const uint64_t *frame = FRAME(); \
+        struct thread_slot *thread; \
+        uint32_t stack = 0, announced = 0; \
+        void *block; \
+        if (!agent.on) return originals.name arguments; \
+        thread = enter(frame); \
+        if (OUTERMOST(thread)) { \
+            stack = agent.allocation_backtrace ? stack_above(thread, frame, 0) : 0; \
+            if (old != NULL) { \
+                append(thread, WHAT(EVENT_RESIZE_STARTED, api, (socket)), (uint64_t) old, size, stack, 0); \
+                announced = 1; \
+            } \
+        } \
+        block = originals.name arguments; \
+        if (announced) append(thread, WHAT(EVENT_RESIZE_ENDED, api, (socket)), (uint64_t) block, size, stack, 0); \
+        else if (old == NULL && OUTERMOST(thread)) \
+            append(thread, WHAT(block != NULL ? EVENT_ALLOCATED : EVENT_ALLOCATION_FAILED, api, (socket)), (uint64_t) block, \
+                   size, stack, 0); \
+        leave(thread); \
+        return block; \
+    }
+
+RESIZING_HOOK(rte_realloc, API_REALLOC, (void *old, size_t size, unsigned align), (old, size, align), SOCKET_ANY)
+RESIZING_HOOK(rte_realloc_socket, API_REALLOC_SOCKET, (void *old, size_t size, unsigned align, int socket),
+              (old, size, align, socket), socket)
+
+#define FREEING_HOOK(name, api) \
+    void hook_##name(void *block) { \
+        const uint64_t *frame = FRAME(); \
+        struct thread_slot *thread; \
+        if (!agent.on) { \
+            originals.name(block); \
+            return; \
+        } \
+        thread = enter(frame); \
+        if (block != NULL && OUTERMOST(thread)) note_free(thread, frame, api, (uint64_t) block); \
+        originals.name(block); \
+        leave(thread); \
+    }
+
+FREEING_HOOK(rte_free, API_FREE)
+FREEING_HOOK(rte_free_sensitive, API_FREE_SENSITIVE)
+
+#define RESERVING_HOOK(hooked, api, parameters, arguments) \
+    const struct memzone *hook_##hooked parameters { \
+        const uint64_t *frame = FRAME(); \
+        struct thread_slot *thread; \
+        const struct memzone *zone; \
+        if (!agent.on) return originals.hooked arguments; \
+        thread = enter(frame); \
+        zone = originals.hooked arguments; \
+        if (OUTERMOST(thread)) note_reservation(thread, frame, api, socket, name, length, zone); \
+        leave(thread); \
+        return zone; \
+    }
+
+RESERVING_HOOK(rte_memzone_reserve, API_MEMZONE_RESERVE, (const char *name, size_t length, int socket, unsigned flags),
+               (name, length, socket, flags))
+RESERVING_HOOK(rte_memzone_reserve_aligned, API_MEMZONE_RESERVE_ALIGNED,
+               (const char *name, size_t length, int socket, unsigned flags, unsigned align), (name, length, socket, flags, align))
+RESERVING_HOOK(rte_memzone_reserve_bounded, API_MEMZONE_RESERVE_BOUNDED,
+               (const char *name, size_t length, int socket, unsigned flags, unsigned align, unsigned bound),
+               (name, length, socket, flags, align, bound))
+
+/* Where the zone's memory is; 0 for a zone that was freed before (DPDK clears it) or that is no readable pointer. */
+static uint64_t zone_address(const struct memzone *zone) {
+    uint64_t address = 0, local[2], remote[2];
+    int *error = __errno_location(), saved = *error;
+    local[0] = (uint64_t) &address;
+    remote[0] = (uint64_t) &zone->address;
+    local[1] = remote[1] = sizeof address;
+    if (syscall(SYS_PROCESS_VM_READV, (long) agent.pid, local, 1L, remote, 1L, 0L) != (long) sizeof address) address = 0;
+    *error = saved;
+    return address;
+}
+
+int hook_rte_memzone_free(const struct memzone *zone) {
+    const uint64_t *frame = FRAME();
+    struct thread_slot *thread;
+    uint64_t address;
+    int result;
+    if (!agent.on) return originals.rte_memzone_free(zone);
+    thread = enter(frame);
+    if (zone != NULL && OUTERMOST(thread) && (address = zone_address(zone)) != 0)
+        note_free(thread, frame, API_MEMZONE_FREE, address);
+    result = originals.rte_memzone_free(zone);
+    leave(thread);
+    return result;
+}
+
+/* Only marked, not entered: what it frees counts as the program's frees. */
+int hook_rte_eal_cleanup(void) {
+    int result;
+    if (!agent.on) return originals.rte_eal_cleanup();
+    atomic_add(&originals.uncounted, 1);
+    agent_mark(MARK_EAL_CLEANUP_STARTED, 0);
+    result = originals.rte_eal_cleanup();
+    agent_mark(MARK_EAL_CLEANUP_ENDED, 0);
+    atomic_add(&originals.uncounted, (uint64_t) -1);
+    return result;
+}
+
+uint64_t hooks_uncounted(void) { return originals.uncounted; }
+
+/* Gives back what the threads of this process keep. Nobody is inside a hook any more. */
+void hooks_stop(void) {
+    uint64_t i, used = agent.header->threads_used;
+    if (used > agent.header->threads_capacity) used = agent.header->threads_capacity;
+    for (i = 1; i < used; i++) {
+        struct thread_slot *slot = &agent.threads[i];
+        if (slot->process != agent.process || slot->own_memory == 0 || slot->taken) continue;
+        syscall(SYS_MUNMAP, (long) slot->own_memory, PRIVATE_BYTES);
+        slot->own_memory = 0;
+    }
+}

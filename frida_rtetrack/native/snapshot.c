@@ -1,0 +1,184 @@
+/*
+ * DPDK's own view of its heap, at one moment of the event order: the busy elements of every heap, as events.
+ *
+ * rte_malloc_dump_heaps prints each heap's elements under that heap's lock. It is given a stream of ours, so that the
+ * lock is held while we look: the first element's text says where it is and proves that the element header is laid out
+ * as we know it (lib/eal/common/malloc_elem.h: prev 8, next 16, state 48, pad 52, size 56); then the chain is walked in
+ * memory, some nanoseconds an element, and a mark is appended. Where the proof fails, the text of every element is read.
+ * Called on the agent's own thread.
+ */
+
+#define ELEMENT_PREV 8
+#define ELEMENT_NEXT 16
+#define ELEMENT_STATE 48
+#define ELEMENT_PAD 52
+#define ELEMENT_SIZE 56
+#define ELEMENT_HEADER_BYTES 128
+#define ELEMENT_BUSY 1
+#define STREAM_REFUSES_WRITES 8 /* glibc's _IO_NO_WRITES, musl's F_NOWR: further printing costs next to nothing */
+#define MREMAP_MAY_MOVE 1L
+
+struct busy_block {
+    uint64_t address, size;
+};
+
+struct snapshot {
+    struct busy_block *blocks;
+    uint64_t count, capacity;
+    uint64_t number;
+    int32_t *stream_flags; /* not NULL: only one heap can have elements, stop the printing after it */
+    int walked;            /* this heap's chain was walked: its text is of no more interest */
+    int proven;            /* the layout was found to be as we know it, at least once */
+    int heaps;             /* with elements */
+    int failed;
+    char line[256];
+    uint32_t used;
+    uint64_t element, size, pad, prev, next;
+    int busy;
+};
+
+struct stream_functions {
+    void *read;
+    long (*write)(void *, const char *, size_t);
+    void *seek, *close;
+};
+
+extern void *fopencookie(void *cookie, const char *mode, struct stream_functions functions);
+extern int fclose(void *stream);
+extern int setvbuf(void *stream, char *buffer, int mode, size_t size);
+
+static void snapshot_add(struct snapshot *snapshot, uint64_t address, uint64_t size) {
+    if (snapshot->count == snapshot->capacity) {
+        uint64_t bytes = snapshot->capacity * sizeof(struct busy_block);
+        long moved = syscall(SYS_MREMAP, snapshot->blocks, (long) bytes, (long) (2 * bytes), MREMAP_MAY_MOVE);
+        if (moved < 0) {
+            snapshot->failed = 1;
+            return;
+        }
+        snapshot->blocks = (struct busy_block *) moved;
+        snapshot->capacity *= 2;
+    }
+    snapshot->blocks[snapshot->count].address = address;
+    snapshot->blocks[snapshot->count].size = size;
+    snapshot->count++;
+}
+
+/* The number after `label` in `line`, 0 where it is not there or printed as (nil). */
+static uint64_t number_after(const char *line, const char *label) {
+    uint64_t value = 0;
+    uint32_t i;
+    for (; *line != 0; line++) {
+        for (i = 0; label[i] != 0 && line[i] == label[i]; i++) {}
+        if (label[i] == 0) break;
+    }
+    if (*line == 0) return 0;
+    for (line += i; *line != 0; line++) {
+        char c = *line;
+        if (c >= '0' && c <= '9') value = value << 4 | (uint64_t) (c - '0');
+        else if (c >= 'a' && c <= 'f') value = value << 4 | (uint64_t) (c - 'a' + 10);
+        else break;
+    }
+    return value;
+}
+
+static int starts_with(const char *line, const char *label) {
+    while (*label != 0)
+        if (*line++ != *label++) return 0;
+    return 1;
+}
+
+static int contains(const char *line, const char *label) {
+    for (; *line != 0; line++)
+        if (starts_with(line, label)) return 1;
+    return 0;
+}
+
+/* The element whose text was read last; its heap's lock is held. */
+static void snapshot_element(struct snapshot *snapshot) {
+    const uint8_t *element = (const uint8_t *) snapshot->element;
+    int first = snapshot->prev == 0;
+    if (first) {
+        snapshot->heaps++;
+        agent_mark(MARK_HEAP_SNAPSHOT, snapshot->number);
+        if (*(const uint64_t *) (element + ELEMENT_PREV) == 0 && *(const uint64_t *) (element + ELEMENT_NEXT) == snapshot->next
+            && *(const uint64_t *) (element + ELEMENT_SIZE) == snapshot->size && *(const uint32_t *) (element + ELEMENT_PAD) == snapshot->pad
+            && ((*(const uint32_t *) (element + ELEMENT_STATE) & 7) == ELEMENT_BUSY) == snapshot->busy) {
+            snapshot->proven = snapshot->walked = 1;
+            for (; element != NULL; element = *(const uint8_t *const *) (element + ELEMENT_NEXT)) {
+                uint64_t pad = *(const uint32_t *) (element + ELEMENT_PAD), size = *(const uint64_t *) (element + ELEMENT_SIZE);
+                if ((*(const uint32_t *) (element + ELEMENT_STATE) & 7) == ELEMENT_BUSY)
+                    snapshot_add(snapshot, (uint64_t) element + pad + ELEMENT_HEADER_BYTES, size - pad - ELEMENT_HEADER_BYTES);
+            }
+            if (snapshot->stream_flags != NULL) *snapshot->stream_flags |= STREAM_REFUSES_WRITES;
+            return;
+        }
+    }
+    if (snapshot->busy)
+        snapshot_add(snapshot, snapshot->element + snapshot->pad + ELEMENT_HEADER_BYTES,
+                     snapshot->size - snapshot->pad - ELEMENT_HEADER_BYTES);
+}
+
+static void snapshot_line(struct snapshot *snapshot) {
+    const char *line = snapshot->line;
+    if (starts_with(line, "Heap id:")) snapshot->walked = 0;
+    if (snapshot->walked) return;
+    if (starts_with(line, "Malloc element at 0x")) {
+        snapshot->element = number_after(line, "at 0x");
+        snapshot->busy = contains(line, "(BUSY)");
+    } else if (starts_with(line, "  len:")) {
+        snapshot->size = number_after(line, "len: 0x");
+        snapshot->pad = number_after(line, "pad: 0x");
+    } else if (starts_with(line, "  prev:") && snapshot->element != 0) {
+        snapshot->prev = number_after(line, "prev: 0x");
+        snapshot->next = number_after(line, "next: 0x");
+        snapshot_element(snapshot);
+        snapshot->element = 0;
+    }
+}
+
+static long snapshot_write(void *cookie, const char *text, size_t size) {
+    struct snapshot *snapshot = cookie;
+    size_t i;
+    for (i = 0; i < size; i++) {
+        if (text[i] == '\n') {
+            snapshot->line[snapshot->used] = 0;
+            snapshot_line(snapshot);
+            snapshot->used = 0;
+        } else if (snapshot->used < sizeof snapshot->line - 1) snapshot->line[snapshot->used++] = text[i];
+    }
+    return (long) size;
+}
+
+/*
+ * Takes a snapshot: MARK_HEAP_SNAPSHOT at the moment that holds for each heap, then a BASELINE_BLOCK a busy element,
+ * then MARK_BASELINE_ENDED with `number`. Returns the number of blocks, or -1. `one_heap` says that only one heap has
+ * elements.
+ */
+int64_t snapshot_take(void (*dump_heaps)(void *), uint64_t number, int one_heap) {
+    struct snapshot snapshot;
+    struct stream_functions functions;
+    void *stream;
+    uint64_t i;
+    long memory;
+    memset(&snapshot, 0, sizeof snapshot);
+    memset(&functions, 0, sizeof functions);
+    functions.write = snapshot_write;
+    snapshot.number = number;
+    snapshot.capacity = 1 << 16;
+    memory = syscall(SYS_MMAP, 0L, (long) (snapshot.capacity * sizeof(struct busy_block)), 3L, 0x22L, -1L, 0L);
+    if (memory < 0) return -1;
+    snapshot.blocks = (struct busy_block *) memory;
+    stream = fopencookie(&snapshot, "w", functions);
+    if (stream == NULL) return -1;
+    setvbuf(stream, NULL, 2 /* _IONBF: we must see the text while the lock is held */, 0);
+    if (one_heap) snapshot.stream_flags = stream;
+    dump_heaps(stream);
+    fclose(stream);
+    if (!snapshot.failed) {
+        if (snapshot.heaps == 0) agent_mark(MARK_HEAP_SNAPSHOT, number);
+        for (i = 0; i < snapshot.count; i++) agent_baseline_block(snapshot.blocks[i].address, snapshot.blocks[i].size);
+        agent_mark(MARK_BASELINE_ENDED, number);
+    }
+    syscall(SYS_MUNMAP, snapshot.blocks, (long) (snapshot.capacity * sizeof(struct busy_block)));
+    return snapshot.failed ? -1 : (int64_t) snapshot.count;
+}

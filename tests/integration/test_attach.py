@@ -1,0 +1,247 @@
+"""Joining a running program and leaving it again: it runs on as if nobody had been there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from tracked import Load, Runner, eventually, foreign_mappings, functions, threads
+
+ROUNDS = int(os.environ.get("RTETRACK_TEST_ROUNDS", "30"))
+"""Attach/detach rounds under load."""
+
+FAST_ENOUGH = 0.6
+"""Of the bare rate: other work on the machine moves it by that much; a hook left behind would cost far more."""
+
+
+def options(engine: str) -> list[str]:
+    return ["--engine", engine]
+
+
+def assert_untouched(pid: int) -> None:
+    """The process is as it was before anybody attached."""
+    eventually(lambda: not foreign_mappings(pid), seconds=3)
+    assert not [name for name in threads(pid) if re.search("gum|frida|gmain|gdbus", name)]
+
+
+def assert_as_fast_as(load: Load, bare: float) -> None:
+    rates = []
+    for _ in range(5):
+        rates.append(load.rate())
+        if rates[-1] > FAST_ENOUGH * bare:
+            return
+    raise AssertionError(f"{rates} pairs in 100 ms, {bare} before")
+
+
+def test_attach_by_pid_sees_what_is_allocated_from_then_on(runner: Runner, engine: str) -> None:
+    program = runner.start_ready("waiter")
+    tracked = runner.attach(program.pid, options=options(engine))
+    program.ask("leak 1234", "^leaked")
+    program.ask("bad", "^freed twice")
+    tracked.send_signal(signal.SIGINT)
+    assert tracked.wait() == 0
+    found = tracked.summary
+    (bad,) = found["bad_frees"]
+    assert bad["kind"] == "duplicate"
+    assert functions(bad["backtrace"])[:2] == ["free_twice", "main"]
+    (site,) = [site for site in found["call_sites"] if "keep" in functions(site["backtrace"])]
+    assert (site["blocks"], site["bytes"]) == (1, 1234)
+    assert found["target"]["pid"] == program.pid
+    assert found["target"]["exit_status"] is None
+    assert found["target"]["signal"] is None
+    assert_untouched(program.pid)
+    assert program.finish() == 0
+
+
+def test_attach_by_name(runner: Runner, tmp_path: Path) -> None:
+    name = f"named{os.getpid()}"
+    shutil.copy(runner.program("waiter"), tmp_path / name)
+    program = runner.start_ready(str(tmp_path / name))
+    tracked = runner.attach(name, options=["--duration", 0.2])
+    assert tracked.wait() == 0
+    assert tracked.summary["target"]["pid"] == program.pid
+    assert program.finish() == 0
+
+
+def test_an_ambiguous_name_lists_the_candidates(runner: Runner, tmp_path: Path) -> None:
+    name = f"twin{os.getpid()}"
+    shutil.copy(runner.program("waiter"), tmp_path / name)
+    pids = [runner.start_ready(str(tmp_path / name)).pid for _ in range(2)]
+    tracked = runner.attach(name, wait=False)
+    assert tracked.wait() not in (0, None)
+    assert all(str(pid) in tracked.stderr for pid in pids)
+    assert all(not foreign_mappings(pid) for pid in pids)
+
+
+def test_duration_leaves_by_itself(runner: Runner) -> None:
+    program = runner.start_ready("waiter")
+    tracked = runner.attach(program.pid, options=["--duration", 1])
+    hooked = time.monotonic()
+    assert tracked.wait() == 0
+    assert 0.5 < time.monotonic() - hooked < 15
+    assert_untouched(program.pid)
+    assert program.ask("say still here", "^said still here$")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_leaving_under_load_gives_the_program_its_speed_back(runner: Runner, number: signal.Signals) -> None:
+    load = runner.start_load(2)
+    bare = load.rate()
+    tracked = runner.attach(load.pid)
+    load.rate()
+    tracked.send_signal(number)
+    assert tracked.wait() == 0
+    assert tracked.summary["target"]["ending"] == "detached"
+    assert_as_fast_as(load, bare)
+    assert_untouched(load.pid)
+    assert tracked.summary["bad_frees"] == []
+    assert tracked.summary["events"]["lost"] == 0
+    load.stop()
+
+
+def test_kill_9_of_the_host_under_load_leaves_no_hook_behind(runner: Runner, engine: str) -> None:
+    load = runner.start_load(2)
+    bare = load.rate()
+    tracked = runner.attach(load.pid, options=options(engine))
+    load.rate()
+    tracked.send_signal(signal.SIGKILL)
+    assert tracked.wait() == -signal.SIGKILL
+    killed = time.monotonic()
+    eventually(lambda: not foreign_mappings(load.pid), seconds=10)
+    gone = time.monotonic() - killed
+    assert_as_fast_as(load, bare)
+    assert_untouched(load.pid)
+    assert load.process.alive
+    assert gone < 3, f"Frida's mappings were there for {gone:.1f} s"
+    load.stop()
+
+
+def test_kill_9_of_a_host_that_spawned_leaves_the_program_running(runner: Runner, engine: str) -> None:
+    tracked = runner.spawn("waiter", options=options(engine))
+    tracked.wait_for("^ready$")
+    children = Path(f"/proc/{tracked.pid}/task/{tracked.pid}/children").read_text().split()
+    child = next(int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text().strip() == "waiter")
+    tracked.send_signal(signal.SIGKILL)
+    eventually(lambda: not foreign_mappings(child), seconds=10)
+    tracked.tell("say still here")
+    tracked.wait_for("^said still here$")
+
+
+def test_attaching_and_leaving_many_times_under_load_neither_crashes_nor_leaks(runner: Runner) -> None:
+    load = runner.start_load(2, seconds=600)
+    bare = load.rate()
+    sizes = []
+    script = runner.folder / "rounds.py"
+    script.write_text(
+        "import sys\n"
+        "from frida_rtetrack import Host\n"
+        "for round in range(int(sys.argv[2])):\n"
+        "    with Host.attach(int(sys.argv[1])) as host:\n"
+        "        host.wait(0.05)\n"
+        "    stats = host.summary()\n"
+        "    print('round', round, stats.allocations > 0, stats.lost, len(stats.bad_frees), flush=True)\n"
+    )
+    rounds = runner.python(script, load.pid, ROUNDS)
+    for number in range(ROUNDS):
+        assert rounds.wait_for(rf"^round {number} (.*)$")[1] == "True 0 0"
+        sizes.append(mapped_kib(load.pid))
+    assert rounds.finish() == 0, rounds.stderr
+    assert_untouched(load.pid)
+    assert_as_fast_as(load, bare)
+    assert len(os.listdir(f"/proc/{load.pid}/fd")) < 30
+    assert mapped_kib(load.pid) - sizes[0] < 64 * 1024, sizes
+    load.stop()
+
+
+def mapped_kib(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"^VmSize:\s+(\d+) kB", status, re.MULTILINE)
+    assert found is not None
+    return int(found[1])
+
+
+def test_the_program_may_end_while_it_is_tracked(runner: Runner, engine: str) -> None:
+    program = runner.start_ready("waiter")
+    tracked = runner.attach(program.pid, options=options(engine))
+    program.ask("leak 99", "^leaked")
+    assert program.finish() == 0
+    assert tracked.wait() == 0
+    assert tracked.summary["target"]["ending"] == "gone"
+    assert tracked.summary["events"]["allocations"] >= 1
+
+
+def test_kill_9_of_the_program_loses_no_event_before_it(runner: Runner, engine: str) -> None:
+    count = 5000
+    bare = runner.run("nasty", "status", 0, options=options(engine)).summary["events"]
+    tracked = runner.run("nasty", "events-then-sigkill", count, options=options(engine))
+    assert tracked.wait() == 128 + signal.SIGKILL
+    found = tracked.summary
+    assert found["events"]["allocations"] - bare["allocations"] == count
+    assert found["events"]["frees"] - bare["frees"] == count // 2
+    assert found["events"]["lost"] == 0
+    assert found["target"]["signal"] == signal.SIGKILL
+    (site,) = [site for site in found["call_sites"] if "events_then_sigkill" in functions(site["backtrace"])]
+    assert (site["blocks"], site["bytes"]) == (count // 2, count // 2 * 64)
+
+
+def test_every_pair_of_a_threaded_load_is_counted(runner: Runner, engine: str) -> None:
+    path = runner.folder / "load.txt"
+    tracked = runner.run("load", 2, 8, 1, path, options=options(engine))
+    assert tracked.wait() == 0, tracked.stderr
+    pairs = int(tracked.wait_for(r"^total (\d+)$")[1])
+    bare = runner.run("load", 0, 8, 0, path, options=options(engine)).summary
+    found = tracked.summary
+    assert pairs > 100
+    assert found["events"]["lost"] == 0
+    assert found["events"]["allocations"] - bare["events"]["allocations"] == pairs
+    assert found["events"]["frees"] - bare["events"]["frees"] == pairs
+    assert found["live"] == bare["live"]
+    assert found["bad_frees"] == []
+
+
+def test_a_second_tracker_is_refused_and_the_first_goes_on(runner: Runner) -> None:
+    program = runner.start_ready("waiter")
+    first = runner.attach(program.pid)
+    second = runner.attach(program.pid, wait=False)
+    assert second.wait() not in (0, None)
+    assert "already being tracked" in second.stderr
+    program.ask("leak 777", "^leaked")
+    first.send_signal(signal.SIGINT)
+    assert first.wait() == 0
+    assert first.summary["events"]["allocations"] == 1
+
+
+def test_a_program_that_has_locked_its_memory_grows_by_little(runner: Runner) -> None:
+    program = runner.start_ready("waiter", "lock")
+    before = locked_kib(program.pid)
+    tracked = runner.attach(program.pid)
+    program.ask("leak 777", "^leaked")
+    grown = locked_kib(program.pid) - before
+    assert grown < 200 * 1024, f"{grown} KiB"
+    tracked.send_signal(signal.SIGINT)
+    assert tracked.wait() == 0
+    eventually(lambda: locked_kib(program.pid) - before < 20 * 1024, seconds=5)
+
+
+def locked_kib(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)
+    assert found is not None
+    return int(found[1])
+
+
+def test_attaching_again_after_leaving_works(runner: Runner, engine: str) -> None:
+    program = runner.start_ready("waiter")
+    for size in (501, 502, 503):
+        tracked = runner.attach(program.pid, options=options(engine))
+        program.ask(f"leak {size}", "^leaked")
+        tracked.send_signal(signal.SIGINT)
+        assert tracked.wait() == 0
+        sites = tracked.summary["call_sites"]
+        assert [site["bytes"] for site in sites if "keep" in functions(site["backtrace"])] == [size]
+    assert program.finish() == 0

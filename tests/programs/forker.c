@@ -1,0 +1,34 @@
+/*
+ * Forks while it is tracked: `forker HOW`. The parent allocates a block of type "parent" before and after; each child
+ * allocates 100 blocks of type "child", frees them, one of them twice, and ends by HOW: exit, _exit, exec, abort. Prints "child STATUS" for each of three children.
+ */
+#include <sys/wait.h>
+
+#include "eal.h"
+
+static void child(const char *how) {
+    void *blocks[100];
+    for (int i = 0; i < 100; i++) blocks[i] = rte_malloc("child", 64, 0);
+    for (int i = 0; i < 100; i++) rte_free(blocks[i]);
+    rte_free(blocks[0]);
+    if (strcmp(how, "exec") == 0) execl("/bin/true", "true", (char *) NULL);
+    if (strcmp(how, "abort") == 0) abort();
+    if (strcmp(how, "_exit") == 0) _exit(3);
+    exit(3);
+}
+
+int main(int argc, char **argv) {
+    start_eal();
+    void *first = rte_malloc("parent", 64, 0);
+    for (int i = 0; i < 3; i++) {
+        int status = -1;
+        fflush(stdout);
+        pid_t pid = fork();
+        if (pid == 0) child(argc > 1 ? argv[1] : "exit");
+        waitpid(pid, &status, 0);
+        printf("child %x\n", (unsigned) status & 0xff7f);
+    }
+    rte_malloc("parent", 64, 0);
+    rte_free(first);
+    return 0;
+}
