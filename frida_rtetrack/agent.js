@@ -396,7 +396,6 @@ class Session {
     this.switchTo = this.native('agent_switch', 'void', ['int']);
     this.moduleLoaded = this.native('agent_module_loaded', 'pointer', ['uint64', 'uint64', 'pointer']);
     this.moduleUnloaded = this.native('agent_module_unloaded', 'void', ['pointer']);
-    this.readOnly = this.native('agent_read_only', 'void', ['uint64', 'uint64']);
     this.record = this.native('agent_record', 'void', ['int']);
     this.engine = options.engine === 'native' ? new NativeEngine(this) : new PortableEngine(this);
   }
@@ -427,9 +426,6 @@ class Session {
     try {
       this.modules.set(module.base.toString(),
         this.moduleLoaded(uint64(module.base.toString()), module.size, Memory.allocUtf8String(module.path)));
-      for (const range of module.enumerateRanges('r--'))
-        if (range.protection[1] === '-')
-          this.readOnly(uint64(range.base.toString()), uint64(range.base.add(range.size).toString()));
       this.engine.onModuleAdded(module);
       this.hookModule(module);
     } catch (error) {
@@ -445,11 +441,12 @@ class Session {
     this.hooks = this.hooks.filter(hook => hook.module !== module.path);
   }
 
-  // The function's address if this module itself defines it: findExportByName also answers for what it imports.
+  // The function's address if this module itself defines it. findExportByName also answers for what a module imports;
+  // such a module has no other one of that name of its own, and the slow look into .symtab can be saved.
   find(module, name) {
-    for (const address of [module.findExportByName(name), module.findSymbolByName(name)])
-      if (address !== null && address.compare(module.base) >= 0 && address.compare(module.base.add(module.size)) < 0) return address;
-    return null;
+    const address = module.findExportByName(name) ?? module.findSymbolByName(name);
+    const inside = address !== null && address.compare(module.base) >= 0 && address.compare(module.base.add(module.size)) < 0;
+    return inside ? address : null;
   }
 
   hookModule(module) {

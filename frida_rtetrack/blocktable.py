@@ -190,7 +190,18 @@ class BlockTable:
 
     def insert_one(self, address: int) -> int:
         """Add a row for `address`, which is not in the table; only `address` is set."""
-        return int(self.insert(np.array([address], np.uint64))[0])
+        row = self.used
+        self._reserve(row + 1)
+        self.address[row] = address
+        self.used += 1
+        if 2 * self.used > self._index.size:
+            self._rebuild_index()
+            return row
+        slot = ((address * _MULTIPLIER) & _U64_MASK) >> self._shift
+        while self._index.item(slot):
+            slot = (slot + 1) & self._mask
+        self._index[slot] = row + 1
+        return row
 
     def keep(self, rows: Rows) -> None:
         """Forget every row but `rows` (ascending), and number these from 0."""

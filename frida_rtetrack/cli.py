@@ -175,7 +175,9 @@ class _Run:
             try:
                 summary_file.write(self._summary_path, found)
             except OSError as error:
-                raise RtetrackError(f"The summary cannot be written to {self._summary_path}: {error.strerror}.") from None
+                raise RtetrackError(
+                    f"The summary cannot be written to {self._summary_path}: {error.strerror}."
+                ) from None
 
 
 def main() -> None:

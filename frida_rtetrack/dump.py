@@ -68,7 +68,7 @@ def write_dump(
     followed. Anything but a regular file, or a link to one, is left alone.
 
     Args:
-        blocks: shape (live blocks,), with unsigned fields address, size (bytes), label and stack; others are ignored.
+        blocks: shape (live blocks,), with unsigned fields address, size_bytes, label and stack; others are ignored.
         label_text: a label's text, None for a NULL type. A C string: it ends at its first NUL.
         stack_text: a stack's formatted frames; called once for each distinct stack but 0, which has none.
 
@@ -139,10 +139,10 @@ def _write_rows(
     backtraces = [_quoted(_backtrace_bytes(int(stack), stack_text)) + b"\n" for stack in stacks]
 
     file.write(HEADER + b"\n")
-    order = np.lexsort((blocks["address"], ~blocks["size"].astype(np.uint64)))
+    order = np.lexsort((blocks["address"], ~blocks["size_bytes"].astype(np.uint64)))
     for start in range(0, len(order), _ROWS_PER_WRITE):
         rows = order[start : start + _ROWS_PER_WRITE]
-        numbers = zip(blocks["address"][rows].tolist(), blocks["size"][rows].tolist(), strict=True)
+        numbers = zip(blocks["address"][rows].tolist(), blocks["size_bytes"][rows].tolist(), strict=True)
         lines = zip(
             map(b"%#x,%d,".__mod__, numbers),
             map(types.__getitem__, label_of[rows].tolist()),

@@ -79,11 +79,11 @@ class HeapSnapshot:
         size = np.concatenate([sizes(batch) for batch in self.events]) if self.events else np.empty(0, np.uint64)
         missing = np.flatnonzero(~np.isin(busy, live["address"]))
         unexpected = live["address"][~np.isin(live["address"], busy)]
-        sequences = dict(zip(live["address"].tolist(), live["sequence"].tolist(), strict=True)) if len(unexpected) else {}
+        sequences = (
+            dict(zip(live["address"].tolist(), live["sequence"].tolist(), strict=True)) if len(unexpected) else {}
+        )
         return HeapDifference(
-            tuple(
-                BusyElement(int(busy[i]), int(size[i])) for i in missing if self._is_missing(tracking, int(busy[i]))
-            ),
+            tuple(BusyElement(int(busy[i]), int(size[i])) for i in missing if self._is_missing(tracking, int(busy[i]))),
             tuple(
                 block
                 for block in (tracking.find(int(address)).block for address in unexpected)

@@ -22,6 +22,7 @@ from typing import Any
 
 import frida
 import numpy as np
+from numpy.typing import NDArray
 
 from frida_rtetrack import badfree, process, summary
 from frida_rtetrack.agentlink import AgentLink, limited, native_source
@@ -40,7 +41,7 @@ from frida_rtetrack.errors import (
 from frida_rtetrack.events import EventBatch, Kind, Mark, sizes
 from frida_rtetrack.heap import HeapDifference, HeapSnapshot
 from frida_rtetrack.launch import GatedProgram, launch
-from frida_rtetrack.names import Names
+from frida_rtetrack.names import BASELINE_LABEL, Names
 from frida_rtetrack.ring import RingReader, SessionMemory
 from frida_rtetrack.summary import CallSite, Ending, Summary
 from frida_rtetrack.tracking import BadFree, Lookup, TrackingMap
@@ -222,6 +223,8 @@ class Host:
             session = limited(lambda: frida.get_local_device().attach(pid))
         except frida.ProcessNotFoundError:
             raise process.NoSuchProcess(f"There is no process {pid}.") from None
+        except frida.ProcessNotRespondingError:
+            raise AgentTimeout(f"Process {pid} did not let Frida in.") from None
         except (frida.PermissionDeniedError, frida.NotSupportedError) as error:
             if isinstance(error, frida.PermissionDeniedError):
                 raise process.not_permitted(pid) from error
@@ -252,7 +255,9 @@ class Host:
         self._start_thread(self._keep_heartbeat)
         self._start_thread(self._drain)
         self._start_thread(self._do_work)
-        state = self._agent.call("start", target_fd, self._agent_options(), native_source(*NATIVE_FILES[self._engine()]))
+        state = self._agent.call(
+            "start", target_fd, self._agent_options(), native_source(*NATIVE_FILES[self._engine()])
+        )
         self.engine = state["engine"]
 
     def _agent_options(self) -> dict[str, Any]:
@@ -460,7 +465,9 @@ class Host:
     def _heal(self, lost: int) -> None:
         if lost != self._lost_seen:
             return  # more were lost since: that task does it
-        self.observer.problem(f"{lost:,} events were lost so far; taking a fresh look at the heap (--buffer makes the ring larger).")
+        self.observer.problem(
+            f"{lost:,} events were lost so far; taking a fresh look at the heap (--buffer makes the ring larger)."
+        )
         try:
             self.baseline()
         except RtetrackError as error:
@@ -480,11 +487,9 @@ class Host:
         self.bad_frees.append(report)
         self.observer.bad_free(report)
 
-    def _write_dump(self, path: Path, live: Any) -> None:
-        write_dump(path, live, self._dump_label, self.names.stack_text)
-
-    def _dump_label(self, number: int) -> bytes | None:
-        return self.names.label(number)
+    def _write_dump(self, path: Path, live: NDArray[np.void]) -> None:
+        live["label"][live["baseline"]] = BASELINE_LABEL
+        write_dump(path, live, self.names.label, self.names.stack_text)
 
     def _finish(self) -> None:
         self.ending = self._how_it_ended()
@@ -534,7 +539,9 @@ class Host:
             status = self._reap()
             if status is not None:
                 exited = status.si_code == os.CLD_EXITED
-                self.ending = Ending(*((status.si_status, None, "exited") if exited else (None, status.si_status, "killed")))
+                self.ending = Ending(
+                    *((status.si_status, None, "exited") if exited else (None, status.si_status, "killed"))
+                )
         assert self.ending is not None
         return self.ending
 
@@ -665,10 +672,7 @@ class Host:
                 allocated_bytes=totals.allocated_bytes,
                 allocations_per_second=(totals.allocations - allocations) / span,
                 frees_per_second=(totals.frees - frees) / span,
-                by_type=tuple(
-                    (self.names.label_text(int(row["label"])), int(row["blocks"]), int(row["bytes"]))
-                    for row in self.tracking.by_label()
-                ),
+                by_type=tuple(summary.types(self.tracking, self.names)),
                 by_socket=tuple(
                     (int(row["socket"]), int(row["blocks"]), int(row["bytes"])) for row in self.tracking.by_socket()
                 ),

@@ -13,6 +13,9 @@ from frida_rtetrack.process import thread_name
 from frida_rtetrack.ring import SessionMemory, StackRecord
 from frida_rtetrack.symbols import Frame, Module, ModuleMap, Symbolizer, format_frame
 
+BASELINE_LABEL = 0xFFFF_FFFF
+"""Stands for the type of a block that was there before the tracking began: no event has it."""
+
 _WHY_CUT = {
     StackEnd.MAX_FRAMES: "more frames were not recorded (--max-frames)",
     StackEnd.NO_UNWIND_TABLE: "the code has no unwind table here (JIT?): the callers are not known",
@@ -57,14 +60,14 @@ class Names:
 
     def label(self, number: int) -> bytes | None:
         """The type as the program gave it, None for NULL."""
+        if number == BASELINE_LABEL:
+            return b"<baseline>"
         with self._lock:
             return self._memory.label(number)
 
     def label_text(self, number: int, *, baseline: bool = False) -> str:
         """The type for a reader: `<unknown>` for NULL, `<baseline>` for what was live before tracking began."""
-        if baseline:
-            return "<baseline>"
-        text = self.label(number)
+        text = self.label(BASELINE_LABEL if baseline else number)
         return "<unknown>" if text is None else text.decode(errors="backslashreplace")
 
     def thread(self, number: int) -> Thread:
@@ -112,5 +115,7 @@ class Names:
         self._epochs_read = max(self._epochs_read, record.epoch)
         for module in self._memory.modules():
             self._modules.add(
-                Module(module.path, module.base, module.size, module.process, module.loaded_epoch, module.unloaded_epoch)
+                Module(
+                    module.path, module.base, module.size, module.process, module.loaded_epoch, module.unloaded_epoch
+                )
             )

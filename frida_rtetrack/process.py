@@ -54,13 +54,17 @@ def check_executable(path: str, shown_as: str) -> None:
             machine = _ELF_MACHINES.get(field(head, 18, 2), f"machine {field(head, 18, 2)}")
             here = platform.machine()
             if machine != here or not wide:
-                raise WrongMachine(f"{shown_as} is a program for {machine}{'' if wide else ' (32 bits)'}, this is {here}.")
+                raise WrongMachine(
+                    f"{shown_as} is a program for {machine}{'' if wide else ' (32 bits)'}, this is {here}."
+                )
             entry_bytes, entries = field(head, 54, 2), field(head, 56, 2)
             file.seek(field(head, 32, 8))
             table = file.read(entry_bytes * entries)
             kinds = {field(table, entry_bytes * i, 4) for i in range(entries)}
             if _PT_INTERP not in kinds:
-                raise StaticProgram(f"{shown_as} is fully static (it has no dynamic loader): no agent can be loaded into it.")
+                raise StaticProgram(
+                    f"{shown_as} is fully static (it has no dynamic loader): no agent can be loaded into it."
+                )
     except OSError as error:
         raise NoSuchProgram(f"{shown_as} cannot be read: {error.strerror}.", "Check its permissions.") from None
 
@@ -104,9 +108,10 @@ def find_process(target: str) -> int:
 
 def _has_name(pid: int, name: str) -> bool:
     arguments = command_line(pid)
-    return process_name(pid) == name[:15] and (len(name) <= 15 or bool(arguments) and os.path.basename(arguments[0]) == name) or (
-        bool(arguments) and os.path.basename(arguments[0]) == name
-    )
+    return (
+        process_name(pid) == name[:15]
+        and (len(name) <= 15 or (bool(arguments) and os.path.basename(arguments[0]) == name))
+    ) or (bool(arguments) and os.path.basename(arguments[0]) == name)
 
 
 def check_attachable(pid: int) -> None:
@@ -122,7 +127,9 @@ def check_attachable(pid: int) -> None:
         )
     owner = int(status.get("Uid", "0").split()[0])
     if os.geteuid() not in (0, owner):
-        raise NotPermitted(f"Process {pid} belongs to another user (uid {owner}).", "Run rtetrack-frida as that user or as root.")
+        raise NotPermitted(
+            f"Process {pid} belongs to another user (uid {owner}).", "Run rtetrack-frida as that user or as root."
+        )
     try:
         maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
     except PermissionError:
@@ -147,7 +154,9 @@ def not_permitted(pid: int) -> NotPermitted:
             "Run as root, or `sudo sysctl kernel.yama.ptrace_scope=0`, or start the program with `rtetrack-frida spawn`.",
         )
     if os.geteuid() == 0:
-        return NotPermitted(f"{message}.", "In a container, start it with `--cap-add=SYS_PTRACE`, or run rtetrack-frida on the host.")
+        return NotPermitted(
+            f"{message}.", "In a container, start it with `--cap-add=SYS_PTRACE`, or run rtetrack-frida on the host."
+        )
     return NotPermitted(f"{message}.", "Run rtetrack-frida as root, or as the user that the process belongs to.")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frida_rtetrack.badfree import BadFreeReport
-from frida_rtetrack.names import Names, Stack, Thread
+from frida_rtetrack.names import BASELINE_LABEL, Names, Stack, Thread
 from frida_rtetrack.symbols import frame_json
 from frida_rtetrack.tracking import TrackingMap
 
@@ -95,6 +95,16 @@ class Summary:
                 for site in self.call_sites
             ],
         }
+
+
+def types(tracking: TrackingMap, names: Names) -> list[tuple[str, int, int]]:
+    """(type, blocks, bytes) of what is live, most bytes first."""
+    live = tracking.live()
+    labels, which = np.unique(np.where(live["baseline"], BASELINE_LABEL, live["label"]), return_inverse=True)
+    blocks = np.bincount(which, minlength=labels.size)
+    total = np.bincount(which, weights=live["size_bytes"], minlength=labels.size)
+    rows = [(names.label_text(int(a)), int(b), int(c)) for a, b, c in zip(labels, blocks, total, strict=True)]
+    return sorted(rows, key=lambda row: (-row[2], row[0]))
 
 
 def call_sites(tracking: TrackingMap, names: Names, count: int, by: str = "bytes") -> list[CallSite]:

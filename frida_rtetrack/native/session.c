@@ -483,11 +483,47 @@ int agent_baseline_block(uint64_t address, uint64_t size) {
     return thread != NULL && append(thread, WHAT(EVENT_BASELINE_BLOCK, API_NONE, 0), address, size, 0, 0);
 }
 
+/* Text in [start, end) cannot change until its module is unloaded. */
+static void add_read_only(uint64_t start, uint64_t end) {
+    uint64_t i, used = agent.read_only_used;
+    for (i = 0; i < used && agent.read_only[i].end != 0; i++) {}
+    if (i == READ_ONLY_RANGES) return;
+    agent.read_only[i].start = start;
+    agent.read_only[i].end = end;
+    if (i == used) agent.read_only_used = used + 1;
+}
+
+/* The segments of the 64-bit ELF module mapped at `base` that cannot be written: System V ABI, Elf64_Ehdr, Elf64_Phdr. */
+static void add_read_only_segments(uint64_t base, uint64_t size) {
+    const uint8_t *header = (const uint8_t *) base, *program;
+    uint64_t lowest = ~0ULL, table;
+    uint32_t entry_bytes, entries, i;
+    if (size < 64 || header[0] != 0x7f || header[1] != 'E' || header[2] != 'L' || header[3] != 'F' || header[4] != 2) return;
+    table = *(const uint64_t *) (header + 32);
+    entry_bytes = *(const uint16_t *) (header + 54);
+    entries = *(const uint16_t *) (header + 56);
+    if (table > size || (uint64_t) entry_bytes * entries > size - table || entry_bytes < 56) return;
+    for (i = 0; i < entries; i++) {
+        program = header + table + (uint64_t) i * entry_bytes;
+        if (*(const uint32_t *) program == 1 /* PT_LOAD */ && *(const uint64_t *) (program + 16) < lowest)
+            lowest = *(const uint64_t *) (program + 16);
+    }
+    for (i = 0; i < entries; i++) {
+        uint64_t start, bytes;
+        program = header + table + (uint64_t) i * entry_bytes;
+        if (*(const uint32_t *) program != 1 || (*(const uint32_t *) (program + 4) & 2 /* PF_W */)) continue;
+        start = *(const uint64_t *) (program + 16) - (lowest & ~4095ULL);
+        bytes = *(const uint64_t *) (program + 40);
+        if (start < size && bytes <= size - start) add_read_only(base + start, base + start + bytes);
+    }
+}
+
 /* Records a module; returns its record for agent_module_unloaded, NULL where the table is full. */
 struct module_record *agent_module_loaded(uint64_t base, uint64_t size, const char *path) {
     struct session_header *header = agent.header;
     struct module_record *record;
     uint64_t length = strlen(path), bytes, at;
+    add_read_only_segments(base, size);
     if (length > 4095) length = 4095;
     bytes = (sizeof *record + length + 7) & ~7ULL;
     at = atomic_add(&header->modules_used, bytes);
@@ -514,12 +550,3 @@ void agent_module_unloaded(struct module_record *record) {
             agent.read_only[i].end = 0;
 }
 
-/* Text in [start, end) cannot change until its module is unloaded. */
-void agent_read_only(uint64_t start, uint64_t end) {
-    uint64_t i, used = agent.read_only_used;
-    for (i = 0; i < used && agent.read_only[i].end != 0; i++) {}
-    if (i == READ_ONLY_RANGES) return;
-    agent.read_only[i].start = start;
-    agent.read_only[i].end = end;
-    if (i == used) agent.read_only_used = used + 1;
-}

@@ -98,14 +98,15 @@ struct unwind_state {
 
 /* ---------------------------------------------------------------------------------------------------------- memo -- */
 
-/* What the memo compares, outermost frame first. `check` points to a word that must still equal `bp`: where rbp was
- * loaded from, if anything depends on it; to `zero` with bp = 0 if there is nothing to compare, with bp = 1 if the step
- * to this frame read more than this and has to be done again. */
+/* What the memo compares, outermost frame first: the words that `ra_place` and `bp_place` point to must still equal `ra`
+ * and `bp`. Where nothing depends on rbp, bp_place points to `zero` and bp is 0. Where the step to this frame read more
+ * than these words and has to be done again, ra_place points to `zero`, which ra is not. */
 struct memo_frame {
-    uint64_t ra, sp, bp, check;
+    uint64_t ra, ra_place, bp, bp_place;
 };
 
 struct memo_detail {
+    uint64_t sp;
     uint64_t bp;   /* right if `live` */
     uint64_t slot; /* where bp was loaded from, 0: it is the inner frame's */
     uint64_t hash; /* over the frames from here outwards */
@@ -175,7 +176,7 @@ _Static_assert(offsetof(struct walk, high) == 24 && offsetof(struct walk, frames
                    offsetof(struct walk, frames_end) == 40 && offsetof(struct walk, rows) == 48 &&
                    offsetof(struct walk, fresh) == 56 && offsetof(struct walk, fresh_stride) == 64 &&
                    offsetof(struct walk, memo_sp) == 72 && offsetof(struct walk, saved) == 80 &&
-                   sizeof(struct memo_frame) == 32 && offsetof(struct memo_frame, check) == 24 &&
+                   sizeof(struct memo_frame) == 32 && offsetof(struct memo_frame, bp_place) == 24 &&
                    offsetof(struct fresh_frame, slot) == 24 && offsetof(struct fresh_frame, via) == 32,
                "the assembly knows these offsets");
 _Static_assert(SET_BITS == 13 && ROW_KIND_SHIFT == 24 && INFO_BITS == 30, "and these numbers");
@@ -395,8 +396,8 @@ static const struct memo_frame *follow_in_c(const struct memo_frame *from, const
 {
     while (from != last) {
         const struct memo_frame *outer = from - 1;
-        uint64_t ra = stack_word(outer->sp - 8);
-        if (ra != outer->ra || stack_word(outer->check) != outer->bp)
+        uint64_t ra = stack_word(outer->ra_place);
+        if (ra != outer->ra || stack_word(outer->bp_place) != outer->bp)
             break;
         *frames++ = ra;
         from = outer;
@@ -412,11 +413,11 @@ static const struct memo_frame *follow_in_assembly(const struct memo_frame *from
         "1:\n"
         "cmpq %%rdx, %%rax\n"
         "je 2f\n"
-        "movq -24(%%rax), %%rcx\n" /* sp */
-        "movq -8(%%rcx), %%rcx\n"  /* ra on the stack */
-        "cmpq -32(%%rax), %%rcx\n"
+        "movq -24(%%rax), %%rcx\n" /* ra_place */
+        "movq (%%rcx), %%rcx\n"
+        "cmpq -32(%%rax), %%rcx\n" /* ra */
         "jne 2f\n"
-        "movq -8(%%rax), %%rsi\n" /* check */
+        "movq -8(%%rax), %%rsi\n" /* bp_place */
         "movq (%%rsi), %%rsi\n"
         "cmpq -16(%%rax), %%rsi\n" /* bp */
         "jne 2f\n"
@@ -602,19 +603,20 @@ static void remember(struct unwind_memo *memo, int64_t kept, int64_t fresh_count
             detail->live = outer->slot == 0 && outer->live;
         else
             detail->live = 1;
+        detail->sp = fresh->sp;
         detail->bp = fresh->bp;
         detail->slot = fresh->slot == fresh->sp - 8 ? 0 : fresh->slot;
         detail->via = (uint32_t)fresh->via;
         detail->hash = hash_frame(i == 0 ? 0 : outer->hash, frame_address(fresh->ra, fresh->via));
         frame->ra = fresh->ra;
-        frame->sp = fresh->sp;
+        frame->ra_place = fresh->sp - 8;
         frame->bp = 0;
-        frame->check = (uint64_t)(uintptr_t)&memo->zero;
-        if (kind != ROW_SP && kind != ROW_BP && kind != ROW_NONE) {
-            frame->bp = 1;
+        frame->bp_place = (uint64_t)(uintptr_t)&memo->zero;
+        if (kind != ROW_SP && kind != ROW_BP) {
+            frame->ra_place = (uint64_t)(uintptr_t)&memo->zero;
         } else if (detail->live && detail->slot != 0) {
             frame->bp = fresh->bp;
-            frame->check = detail->slot;
+            frame->bp_place = detail->slot;
         }
         outer = detail;
     }
@@ -625,7 +627,7 @@ static void remember(struct unwind_memo *memo, int64_t kept, int64_t fresh_count
 static int is_frame(const struct unwind_memo *memo, int64_t i, uint64_t ra, uint64_t sp, uint64_t bp, int interrupted)
 {
     const struct memo_detail *detail = memo->details + i;
-    return memo->frames[i].sp == sp && memo->frames[i].ra == ra &&
+    return detail->sp == sp && memo->frames[i].ra == ra &&
            (detail->via >> ROW_KIND_SHIFT == ROW_SIGNAL) == interrupted && (!detail->live || detail->bp == bp);
 }
 
@@ -664,12 +666,12 @@ static void leave_memo(struct walk *walk)
     int64_t i = walk->joined;
     uint64_t bp = walk->joined_bp;
     if (walk->joined_after == 0)
-        add_fresh(walk, memo->frames[i].ra, memo->frames[i].sp, bp, 0, ROW_NONE);
+        add_fresh(walk, memo->frames[i].ra, memo->details[i].sp, bp, 0, ROW_NONE);
     for (i--; i >= walk->at; i--) {
         uint64_t slot = memo->details[i].slot;
         if (slot != 0)
             bp = stack_word(slot);
-        add_fresh(walk, memo->frames[i].ra, memo->frames[i].sp, bp, slot, memo->details[i].via);
+        add_fresh(walk, memo->frames[i].ra, memo->details[i].sp, bp, slot, memo->details[i].via);
     }
     walk->candidate = walk->at - 1;
     walk->at = -1;
@@ -680,7 +682,7 @@ static void look_for_memo(struct walk *walk)
 {
     const struct unwind_memo *memo = walk->memo;
     int64_t i = walk->candidate;
-    while (i >= 0 && memo->frames[i].sp < walk->sp)
+    while (i >= 0 && memo->details[i].sp < walk->sp)
         i--;
     walk->memo_sp = ~0ULL;
     if (i >= 0) {
@@ -688,11 +690,11 @@ static void look_for_memo(struct walk *walk)
             walk->joined = walk->at = i;
             walk->joined_after = walk->frames - walk->frames_start;
             walk->joined_bp = walk->bp;
-        } else if (memo->frames[i].sp == walk->sp) {
+        } else if (memo->details[i].sp == walk->sp) {
             i--;
         }
         if (i >= 0)
-            walk->memo_sp = memo->frames[i].sp;
+            walk->memo_sp = memo->details[i].sp;
     }
     walk->candidate = i;
 }
@@ -721,7 +723,7 @@ static void follow(struct walk *walk)
     walk->frames += from - reached;
     walk->at = reached - memo->frames;
     walk->ra = reached->ra;
-    walk->sp = reached->sp;
+    walk->sp = memo->details[walk->at].sp;
     walk->interrupted = memo->details[walk->at].via >> ROW_KIND_SHIFT == ROW_SIGNAL;
 }
 
@@ -849,7 +851,7 @@ static int repeat(struct unwind_memo *memo, struct unwind_trace *trace, uint64_t
         return 0;
     top = memo->frames + (memo->count - 1);
     detail = memo->details + (memo->count - 1);
-    if (top->sp != trace->sp || top->ra != trace->ra || (detail->live && detail->bp != trace->bp) ||
+    if (detail->sp != trace->sp || top->ra != trace->ra || (detail->live && detail->bp != trace->bp) ||
         detail->via >> ROW_KIND_SHIFT == ROW_SIGNAL)
         return 0;
     if (plain_loops)

@@ -52,7 +52,9 @@ class ConsoleReporter(Observer):
         elif seen <= SHOWN_PER_SITE:
             self.say(text.bad_free_title(report), f"    The same stacks as bad free {self._first[report.site]}.")
         elif seen == SHOWN_PER_SITE + 1:
-            self.say(f"rtetrack-frida: more bad frees with the stacks of bad free {self._first[report.site]} are counted, not shown.")
+            self.say(
+                f"rtetrack-frida: more bad frees with the stacks of bad free {self._first[report.site]} are counted, not shown."
+            )
 
     def dumped(self, path: Path, blocks: int, why: str) -> None:
         if not self._quiet:

@@ -14,7 +14,9 @@ def check_writable(path: Path) -> None:
     """Raises BadUsage, before anything is started, where the summary could not be written at the end."""
     folder = path.parent
     if not folder.is_dir():
-        raise BadUsage(f"The summary cannot be written: there is no directory {folder}.", "Make it, or give another path.")
+        raise BadUsage(
+            f"The summary cannot be written: there is no directory {folder}.", "Make it, or give another path."
+        )
     if path.is_dir():
         raise BadUsage(f"The summary cannot be written: {path} is a directory.", "Give the path of a file.")
     if not os.access(path if path.exists() else folder, os.W_OK):

@@ -56,7 +56,11 @@ def frame(index: int, shown: Frame) -> str:
     if shown.function and shown.function_offset is not None and not where:
         name += f"+{shown.function_offset:#x}"
     inlined = " (inlined)" if shown.inlined else ""
-    module = f" [{shown.module}+{shown.offset:#x}]" if shown.module and shown.offset is not None else f" [{shown.address:#x}]"
+    module = (
+        f" [{shown.module}+{shown.offset:#x}]"
+        if shown.module and shown.offset is not None
+        else f" [{shown.address:#x}]"
+    )
     return f"#{index:<3d}{name}{where}{inlined}{module}"
 
 
@@ -73,8 +77,12 @@ def stack(shown: Stack | None, indent: str = "      ") -> Iterator[str]:
 
 def bad_free_title(report: BadFreeReport) -> str:
     """The first line: `Duplicate free of address: 0x...` and who did it."""
-    word = {BadFreeKind.DUPLICATE: "Duplicate", BadFreeKind.STRAY: "Stray"}.get(report.kind, report.kind.name.capitalize())
-    return f"{word} free of address: {report.address:#x} (bad free {report.number}, {report.function} by {report.thread})"
+    word = {BadFreeKind.DUPLICATE: "Duplicate", BadFreeKind.STRAY: "Stray"}.get(
+        report.kind, report.kind.name.capitalize()
+    )
+    return (
+        f"{word} free of address: {report.address:#x} (bad free {report.number}, {report.function} by {report.thread})"
+    )
 
 
 def bad_free(report: BadFreeReport) -> Iterator[str]:
@@ -107,8 +115,9 @@ def call_site(site: CallSite) -> Iterator[str]:
 
 def stats(figures: Stats) -> Iterator[str]:
     """The answer of `stats`."""
-    yield f"engine {figures.engine}, {count(len(figures.hooks), 'function')} hooked, for {duration(figures.seconds)}" + (
-        ", paused" if figures.paused else ""
+    yield (
+        f"engine {figures.engine}, {count(len(figures.hooks), 'function')} hooked, for {duration(figures.seconds)}"
+        + (", paused" if figures.paused else "")
     )
     ways: dict[str, list[str]] = {}
     for hook in figures.hooks:

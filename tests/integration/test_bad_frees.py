@@ -155,7 +155,15 @@ def test_the_report_names_kind_stacks_size_type_and_thread(runner: Runner, engin
     tracked = runner.run("nasty", "duplicate-then-wait", options=options(engine))
     report = tracked.stderr[tracked.stderr.index("Duplicate free") :]
     report = report[: report.index("---- rtetrack-frida")]
-    for text in ("64 bytes", "of type waiting", "(nasty)", "duplicate_then_wait", "nasty.c:", "First freed", "Allocated"):
+    for text in (
+        "64 bytes",
+        "of type waiting",
+        "(nasty)",
+        "duplicate_then_wait",
+        "nasty.c:",
+        "First freed",
+        "Allocated",
+    ):
         assert text in report
     assert report.count("#0 ") == 3
     assert tracked.stdout == "freed\n"

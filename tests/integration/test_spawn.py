@@ -30,7 +30,9 @@ def test_the_exit_status_is_the_programs_own(runner: Runner, command: list[str],
     tracked = runner.run("nasty", *command)
     assert tracked.wait() == status, tracked.stderr
     target = tracked.summary["target"]
-    assert (target["exit_status"], target["signal"]) == ((status, None) if status < 128 or status == 255 else (None, status - 128))
+    assert (target["exit_status"], target["signal"]) == (
+        (status, None) if status < 128 or status == 255 else (None, status - 128)
+    )
     assert tracked.summary["bad_frees"] == []
     assert tracked.summary["events"]["allocations"] > 0
 
@@ -41,7 +43,21 @@ def test_allocations_before_an_exit_from_a_thread_are_seen(runner: Runner, engin
 
 
 def test_arguments_reach_the_program_untouched(runner: Runner) -> None:
-    words = ["--no-huge", "-m", "512", "--help", "--version", "--engine", "portable", "--", "-x", "", "two words", "é*$HOME", "--summary"]
+    words = [
+        "--no-huge",
+        "-m",
+        "512",
+        "--help",
+        "--version",
+        "--engine",
+        "portable",
+        "--",
+        "-x",
+        "",
+        "two words",
+        "é*$HOME",
+        "--summary",
+    ]
     tracked = runner.run("echo", *words)
     assert re.findall("^argument (.*)$", tracked.stdout, re.MULTILINE) == [runner.program("echo"), *words]
 
@@ -146,7 +162,9 @@ def test_live_and_peak_are_exact(runner: Runner, engine: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["exit", "_exit", "exec", "abort"])
-def test_a_forked_child_neither_crashes_nor_writes_into_its_parents_events(runner: Runner, engine: str, how: str) -> None:
+def test_a_forked_child_neither_crashes_nor_writes_into_its_parents_events(
+    runner: Runner, engine: str, how: str
+) -> None:
     tracked = runner.run("forker", how, options=["--engine", engine])
     assert tracked.wait() == 0, tracked.stderr
     expected = {"exit": "300", "_exit": "300", "exec": "0", "abort": "6"}[how]
@@ -166,7 +184,9 @@ def test_reallocations_keep_one_block(runner: Runner, engine: str) -> None:
     assert tracked.wait() == 0
     assert "0\n" not in tracked.stdout, "the program did not do what it was written for"
     own = sorted(
-        site["bytes"] for site in tracked.summary["call_sites"] if {"main", "allocate"} & set(functions(site["backtrace"])[:2])
+        site["bytes"]
+        for site in tracked.summary["call_sites"]
+        if {"main", "allocate"} & set(functions(site["backtrace"])[:2])
     )
     assert sum(own) == 6001 + 7002 + 3006 + 8003 + 5004 + 4005
     assert tracked.summary["bad_frees"] == []
@@ -179,11 +199,17 @@ def test_memzones_rings_and_mempools_are_no_leaks_once_freed(runner: Runner, eng
     kept = [site for site in own if "memzone:kept_zone" in site["types"]]
     assert [site["blocks"] for site in kept] == [1]
     assert 12345 <= kept[0]["bytes"] < 12345 + 128
-    assert not [site for site in own if re.search("ring|pool|mbufs|zone$|aligned|bounded", " ".join(site["types"])) and site not in kept]
+    assert not [
+        site
+        for site in own
+        if re.search("ring|pool|mbufs|zone$|aligned|bounded", " ".join(site["types"])) and site not in kept
+    ]
     assert tracked.summary["bad_frees"] == []
 
 
-def test_dpdk_that_is_loaded_later_is_tracked_and_its_type_names_outlive_their_library(runner: Runner, engine: str) -> None:
+def test_dpdk_that_is_loaded_later_is_tracked_and_its_type_names_outlive_their_library(
+    runner: Runner, engine: str
+) -> None:
     tracked = runner.spawn("plugin_host", runner.program("plugin.so"), 5, options=["--engine", engine])
     tracked.wait_for("^unloaded$")
     tracked.send_signal(signal.SIGRTMIN)

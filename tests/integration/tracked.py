@@ -89,7 +89,9 @@ class Process:
         deadline = time.monotonic() + PATIENCE
         with self._changed:
             while len(found := list(re.finditer(pattern, self.stdout, re.MULTILINE))) <= before:
-                assert time.monotonic() < deadline and self.alive, f"no answer to {line!r}:\n{self.stdout}\n{self.stderr}"
+                assert time.monotonic() < deadline and self.alive, (
+                    f"no answer to {line!r}:\n{self.stdout}\n{self.stderr}"
+                )
                 self._changed.wait(0.5)
         return found[-1]
 
@@ -193,6 +195,7 @@ class Runner:
         tracked = self._keep(Tracked("attach", [target], options, self.folder, **self._with_environment(more)))
         if wait:
             tracked.wait_for("tracking .* functions", "stderr")
+            eventually(lambda: handles_signal(tracked.pid, signal.SIGTERM))
         return tracked
 
     def python(self, script: Path, *arguments: Any) -> Process:
@@ -209,7 +212,7 @@ class Runner:
         """Starts the load program untracked and waits until it is at work."""
         path = self.folder / f"load-{time.monotonic_ns()}.txt"
         process = self.start("load", threads, depth, seconds, path)
-        load = Load(process, path)
+        load = Load(process, path, threads)
         eventually(lambda: len(load.pairs()) >= 3)
         return load
 
@@ -243,8 +246,9 @@ class Runner:
 class Load:
     """tests/programs/load.c at work."""
 
-    def __init__(self, process: Process, path: Path) -> None:
+    def __init__(self, process: Process, path: Path, threads: int) -> None:
         self.process = process
+        self.threads = threads
         self.pid = process.pid
         self._path = path
 
@@ -253,6 +257,17 @@ class Load:
         if not self._path.exists():
             return []
         return [int(line) for line in self._path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+    def bare_rate(self, runner: Runner) -> float:
+        """The rate of an untracked load like this one, now, on this machine; this one is stopped meanwhile."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            other = runner.start_load(self.threads)
+            rate = other.rate()
+            other.stop()
+            return rate
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
 
     def rate(self, count: int = 5, *, skip: int = 1) -> float:
         """Pairs in 100 ms: the median of the next `count`, `skip` of them left out before."""
@@ -273,6 +288,13 @@ def eventually(condition: Callable[[], Any], *, seconds: float = PATIENCE) -> No
     while not condition():
         assert time.monotonic() < deadline, "it did not come true"
         time.sleep(0.02)
+
+
+def handles_signal(pid: int, number: int) -> bool:
+    """Whether the process has a handler for the signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"^SigCgt:\s+([0-9a-f]+)$", status, re.MULTILINE)
+    return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)
 
 
 def foreign_mappings(pid: int) -> list[str]:

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #define KNOWN 48
 #define WORDS 512
@@ -25,7 +26,8 @@ static uint64_t below(uint64_t limit)
 }
 
 static uint64_t known[KNOWN];
-static uint64_t stack[WORDS];
+static uint64_t *stack;
+static char taken[SET_COUNT]; /* sets where a word that is no return address may get a row: it must not evict a known one */
 static struct unwind_state *state;
 
 static uint64_t stack_address(uint64_t word) { return (uint64_t)(uintptr_t)(stack + word); }
@@ -70,7 +72,7 @@ static uint64_t random_word(uint64_t at)
     case 1:
         return below(2) ? ~0ULL - below(600) : 1ULL << 47 | below(1ULL << 40);
     case 2:
-        return stack_address(0) + below(sizeof stack + 100);
+        return stack_address(0) + below(WORDS * 8 + 100);
     case 3:
         return known[below(KNOWN)] - 1;
     case 4:
@@ -80,6 +82,84 @@ static uint64_t random_word(uint64_t at)
         return stack_address(at + 1 + below(12));
     default:
         return known[below(KNOWN)];
+    }
+}
+
+struct state_at {
+    uint64_t ra, sp, bp;
+};
+
+static struct state_at chain[WORDS];
+static uint64_t chain_length;
+
+static int is_by_bp(uint64_t kind)
+{
+    return kind == ROW_BP || kind == ROW_DEREF_BP || kind == ROW_DEREF_BP_AT_BP || kind == ROW_LOST_BP ||
+           kind >= ROW_LARGE_BP;
+}
+
+static int goes_on(uint64_t ra, int bp_is_good)
+{
+    uint64_t kind = cached_row(state->rows[0], ra) >> ROW_KIND_SHIFT;
+    return kind != ROW_OUTERMOST && kind != ROW_UNSUPPORTED && (bp_is_good || !is_by_bp(kind)) &&
+           (below(8) == 0 || (kind != ROW_LOST_SP && kind != ROW_LOST_BP));
+}
+
+/* Lays a chain of calls over the stack that a walk can follow for a while. */
+static void lay_chain(void)
+{
+    struct state_at now = {known[0], 8, 16 + below(8)}; /* sp and bp in words here */
+    for (uint64_t i = 0; i < WORDS; i++)
+        stack[i] = random_word(i);
+    chain_length = 0;
+    while (now.sp + 64 < WORDS) {
+        uint64_t info = cached_row(state->rows[0], now.ra), kind = info >> ROW_KIND_SHIFT;
+        uint64_t units = info & 0xffff, n = (info >> 16) & 0xff, base = now.sp, cfa, next_bp;
+        int64_t inner = (int64_t)((info >> 12 & 0xfff) ^ 0x800) - 0x800;
+        chain[chain_length++] = (struct state_at){now.ra, stack_address(now.sp), stack_address(now.bp)};
+        if (is_by_bp(kind))
+            base = now.bp;
+        if (kind == ROW_SIGNAL) {
+            uint64_t pc = known[below(KNOWN)];
+            stack[now.sp + 21] = pc - 1;
+            stack[now.sp + 20] = stack_address(now.sp + 24);
+            stack[now.sp + 15] = stack_address(now.sp + 26 + below(6));
+            now.bp = (stack[now.sp + 15] - stack_address(0)) / 8;
+            now.sp += 24;
+            now.ra = pc;
+            continue;
+        }
+        if (kind == ROW_DEREF_SP || kind == ROW_DEREF_BP || kind == ROW_DEREF_BP_AT_BP) {
+            uint64_t at = base + (uint64_t)inner;
+            cfa = (at > now.sp ? at : now.sp) + 3 + below(4);
+            stack[at] = stack_address(cfa - (info >> 8 & 15));
+            n = info & 0xff;
+        } else if (kind >= ROW_LARGE_SP) {
+            cfa = base + units;
+            n = (kind & 15) + 1;
+        } else if (kind == ROW_SP || kind == ROW_BP || kind == ROW_LOST_SP || kind == ROW_LOST_BP) {
+            cfa = base + units;
+        } else {
+            return;
+        }
+        if (cfa <= now.sp || cfa + 64 >= WORDS || cfa - n < now.sp)
+            return;
+        next_bp = cfa + 1 + below(20);
+        if (kind == ROW_DEREF_BP_AT_BP) {
+            uint64_t at = base + (uint64_t)((int64_t)((info & 0xff) ^ 0x80) - 0x80);
+            if (stack[at] != stack_address(cfa - (info >> 8 & 15))) {
+                stack[at] = stack_address(next_bp);
+                now.bp = next_bp;
+            }
+        } else if (n > 1) {
+            stack[cfa - n] = stack_address(next_bp);
+            now.bp = next_bp;
+        }
+        now.sp = cfa;
+        now.ra = known[below(KNOWN)];
+        for (int tries = 0; tries < 30 && !goes_on(now.ra, now.bp >= cfa); tries++)
+            now.ra = known[below(KNOWN)];
+        stack[cfa - 1] = now.ra;
     }
 }
 
@@ -118,6 +198,10 @@ int main(int argc, char **argv)
     state = calloc(1, sizeof *state);
     seed = argc > 1 ? strtoull(argv[1], NULL, 0) * 2 + 1 : 1;
 
+    stack = mmap((void *)0x100000000000, WORDS * 8, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    for (uint64_t i = 0; i < WORDS * 8 + 200; i++)
+        taken[row_set(stack_address(0) + i)] = taken[row_set(i)] = 1;
+
     for (long walk = 0; walk < walks; walk++) {
         struct unwind_trace from;
         uint64_t start;
@@ -128,27 +212,26 @@ int main(int argc, char **argv)
                 do {
                     known[i] = 1 + below((1ULL << 47) - 1);
                     row = state->rows[0] + row_set(known[i]);
-                } while (row[0] != 0 && row[SET_COUNT] != 0);
+                } while (taken[row_set(known[i])] || (row[0] != 0 && row[SET_COUNT] != 0));
                 row[row[0] != 0 ? SET_COUNT : 0] = row_tag(known[i]) | random_info();
             }
             state->generation++;
-            for (uint64_t i = 0; i < WORDS; i++)
-                stack[i] = random_word(i);
         }
-        if (walk % 50 == 0) /* another stack */
-            for (uint64_t i = 0; i < WORDS; i++)
-                stack[i] = random_word(i);
-        if (below(3) == 0) { /* other words, most of them near the innermost frames */
+        if (walk % 50 == 0)
+            lay_chain();
+        if (below(4) == 0) { /* other words, most of them near the innermost frames */
             uint64_t changes = 1 + below(4);
             while (changes--) {
                 uint64_t at = below(below(3) ? 40 : WORDS);
                 stack[at] = random_word(at);
             }
         }
-        start = below(4) ? 8 : below(32);
-        from.sp = stack_address(start) + (below(1000) == 0);
-        from.bp = below(3) ? stack_address(start + 4) : random_word(start);
-        from.ra = below(4) ? known[0] : below(100) ? known[below(KNOWN)] : random_word(0);
+        start = below(4) ? 0 : below(chain_length < 12 ? chain_length : 12);
+        from.ra = chain[start].ra;
+        from.sp = chain[start].sp + (below(1000) == 0);
+        from.bp = below(10) ? chain[start].bp : random_word(start);
+        if (below(20) == 0)
+            from.ra = below(100) ? known[below(KNOWN)] : random_word(0);
         from.low = stack_address(0);
         from.high = stack_address(below(200) ? WORDS : below(WORDS));
         from.max_frames = below(50) ? MOST : 1 + (int)below(MOST);
@@ -188,5 +271,8 @@ int main(int argc, char **argv)
     for (int i = 0; i < 6; i++)
         printf(" %ld", ends[i]);
     printf("\n");
+    free(state);
+    for (int i = 0; i < 3; i++)
+        free(memos[i]);
     return 0;
 }

@@ -40,8 +40,9 @@ def test_find_gives_each_address_the_row_it_was_inserted_at(steps: list, random)
     table, rows = BlockTable(), {}
     for forget, addresses in steps:
         new = [address for address in dict.fromkeys(addresses) if address not in rows]
-        for address, row in zip(new, table.insert(u64(*new)).tolist(), strict=True):
-            rows[address] = row
+        together = new[: random.randint(0, len(new))]
+        rows |= zip(together, table.insert(u64(*together)).tolist(), strict=True)
+        rows |= {address: table.insert_one(address) for address in new[len(together) :]}
         if forget:
             kept = sorted(random.sample(sorted(rows.values()), len(rows) // 2))
             table.keep(np.array(kept, np.int64))

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from frida_rtetrack.dump import DumpError, DumpRow, read_dump, split_frames, write_dump
 
-BLOCK_DTYPE = np.dtype([("address", "<u8"), ("size", "<u8"), ("label", "<u4"), ("stack", "<u4"), ("thread", "<u2")])
+BLOCK_DTYPE = np.dtype(
+    [("address", "<u8"), ("size_bytes", "<u8"), ("label", "<u4"), ("stack", "<u4"), ("thread", "<u2")]
+)
 FRAMES = "/lib/a.so(f+0x1) [0x7f01] /bin/app(+0x20) [0x55aa]"
 NOBODY = 65534
 
@@ -160,11 +162,11 @@ def test_two_hundred_thousand_rows(tmp_path: Path) -> None:
     """CI's share of the million that issue 2 asks for (0.4 s without backtraces, 1 to 4 s for a gigabyte with them)."""
     blocks = np.zeros(200_000, BLOCK_DTYPE)
     blocks["address"] = 0x1_4000_0000 + 64 * np.arange(len(blocks))
-    blocks["size"] = np.random.default_rng(1).integers(1, 1 << 20, len(blocks))
+    blocks["size_bytes"] = np.random.default_rng(1).integers(1, 1 << 20, len(blocks))
     blocks["stack"] = np.arange(len(blocks)) % 1000
     dump(tmp_path / "dump", blocks)
     sizes = [row.size for row in read_dump(tmp_path / "dump")]
-    assert sizes == sorted(blocks["size"].tolist(), reverse=True)
+    assert sizes == sorted(blocks["size_bytes"].tolist(), reverse=True)
 
 
 # Where the file goes

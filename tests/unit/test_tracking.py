@@ -302,12 +302,12 @@ def block_of(row: np.void) -> Block:
 
 # ---- against the model
 
-REGULAR = [A + 64 * i for i in range(5)]
+REGULAR = [A + 64 * i for i in range(3)]
 ODD = [0x1, A + 8, (1 << 48) + A, 2**64 - 64]
 ADDRESSES = REGULAR + ODD
 
 Step = Event | tuple
-address = st.sampled_from(REGULAR * 3 + ODD)
+address = st.sampled_from(REGULAR * 5 + ODD)
 few_bytes = st.integers(0, 300)
 thread = st.integers(0, 2)
 plain = st.tuples(st.sampled_from([Kind.ALLOCATED, Kind.FREED]), address, few_bytes, thread).map(lambda e: Event(*e))
@@ -379,7 +379,7 @@ def run(stream: list[Step], lengths: list[int], tracking: TrackingMap, model: Mo
     assert_same(tracking, model, ADDRESSES)
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=700, deadline=None, derandomize=True)
 @given(
     streams,
     cuts,
@@ -511,13 +511,13 @@ def test_bad_free_does_not_disturb_the_blocks_around_it(tracking: TrackingMap) -
 def test_a_flood_of_bad_frees_takes_time_in_proportion() -> None:
     tracking = TrackingMap()
     addresses = u64(*(A + 64 * i for i in range(10_000)))
-    flood = np.repeat(batch_of(freed(0)), 40_000)
-    flood["address"] = np.tile(addresses, 4)
+    flood = np.repeat(batch_of(freed(0)), 30_000)
+    flood["address"] = np.tile(addresses, 3)
     flood["kind"][:10_000] = Kind.ALLOCATED
     started = time.process_time()
     bad = tracking.apply(flood, NOW_NS)
-    assert time.process_time() - started < 2  # 0.2 s when it was written
-    assert len(bad) == 20_000
+    assert time.process_time() - started < 2  # 0.3 s when it was written
+    assert len(bad) == 10_000
     assert {found.kind for found in bad} == {BadFreeKind.DUPLICATE}
 
 
@@ -565,15 +565,38 @@ def test_failed_resize_changes_nothing(tracking: TrackingMap) -> None:
     assert tracking.apply(batch_of(freed(A)), NOW_NS) == []
 
 
-@pytest.mark.parametrize("cut", [1, 5])
-def test_old_address_may_be_handed_out_before_its_resize_has_ended(tracking: TrackingMap, cut: int) -> None:
+@pytest.mark.parametrize("batches", [1, 2])
+def test_free_of_the_old_address_after_its_resize_has_ended_is_a_duplicate(tracking: TrackingMap, batches: int) -> None:
+    events = [allocated(A), resize_started(A, 80, thread=1), resize_ended(B, 80, thread=1), freed(A, stack=3)]
+    parts = np.array_split(batch_of(*events), batches)
+    [bad] = [bad for part in parts for bad in tracking.apply(part, NOW_NS)]
+    assert (bad.kind, bad.stack) == (BadFreeKind.DUPLICATE, 3)
+    assert tracking.totals.anomalies == 0
+
+
+def test_block_freed_and_its_address_used_again_during_its_resize_is_not_the_new_block(tracking: TrackingMap) -> None:
+    events = [
+        allocated(A, 10),
+        resize_started(A, 400, thread=1),
+        freed(A),
+        allocated(A, 30),
+        resize_ended(B, 400, thread=1),
+    ]
+    assert tracking.apply(batch_of(*events), NOW_NS) == []
+    assert {row["address"]: (row["size_bytes"], row["resizes"]) for row in tracking.live()} == {A: (30, 0), B: (400, 0)}
+    assert tracking.totals.anomalies == 1
+
+
+@pytest.mark.parametrize("batches", [1, 4])
+def test_old_address_may_be_handed_out_before_its_resize_has_ended(tracking: TrackingMap, batches: int) -> None:
     events = [
         allocated(A, 100, label=7, stack=1),
         resize_started(A, 400, thread=1),
         allocated(A, 64, label=9, stack=2, thread=2),
         resize_ended(B, 400, thread=1),
     ]
-    assert [tracking.apply(batch_of(*events[i : i + cut]), NOW_NS) for i in range(0, 4, cut)].count([]) * cut >= 4
+    for part in np.array_split(batch_of(*events), batches):
+        assert tracking.apply(part, NOW_NS) == []
     assert (tracking.find(A).block.label, tracking.find(B).block.label) == (9, 7)
     assert (tracking.live_blocks, tracking.live_bytes) == (2, 464)
     assert tracking.totals == Totals(allocations=2, resizes=1, allocated_bytes=464)
@@ -663,8 +686,11 @@ def test_baseline_does_not_replace_a_block_whose_allocation_was_seen(attached: T
     assert (attached.find(A).block.stack, attached.live_bytes) == (3, 100)
 
 
-def test_block_freed_while_the_baseline_was_taken_stays_freed(attached: TrackingMap) -> None:
-    attached.apply(batch_of(BASELINE_STARTED, freed(A), baseline_block(A)), NOW_NS)
+@pytest.mark.parametrize("batches", [1, 3])
+def test_block_freed_while_the_baseline_was_taken_stays_freed(attached: TrackingMap, batches: int) -> None:
+    events = [BASELINE_STARTED, allocated(B), freed(B), freed(A), baseline_block(A), baseline_block(B)]
+    for part in np.array_split(batch_of(*events), batches):
+        assert attached.apply(part, NOW_NS) == []
     assert attached.live_blocks == 0
 
 
