@@ -34,7 +34,7 @@ def native_source(*names: str) -> str:
 class AgentLink:
     """A loaded agent. Every call raises AgentTimeout, AgentFailed or TargetEnded instead of hanging or dying."""
 
-    def __init__(self, session: frida.core.Session, on_message: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, session: frida.Session, on_message: Callable[[dict[str, Any]], None]) -> None:
         """Loads agent.js into `session`; what it sends goes to `on_message`, on a thread of Frida's."""
         self._on_message = on_message
         self._script = limited(lambda: session.create_script((_HERE / "agent.js").read_text(), name="rtetrack"))
@@ -76,6 +76,6 @@ def limited(call: Callable[[], Any], seconds: float = CALL_SECONDS) -> Any:
         return result
     if isinstance(error, (frida.InvalidOperationError, frida.TransportError, frida.ProcessNotFoundError)):
         raise TargetEnded(f"The process is gone ({error}).") from error
-    if isinstance(error, (frida.core.RPCException, frida.NotSupportedError)):
+    if isinstance(error, (frida.RPCException, frida.NotSupportedError)):
         raise AgentFailed(f"The agent failed: {error}") from error
     raise error

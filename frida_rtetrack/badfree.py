@@ -54,8 +54,8 @@ class BadFreeReport:
 
 def explain(number: int, found: BadFree, names: Names) -> BadFreeReport:
     """The report of what the tracking map found."""
-    allocated = found.allocated and _allocation(found.allocated, found.timestamp_ns, names)
-    first_freed = found.first_freed and _first_free(found.first_freed, found.timestamp_ns, names)
+    allocated = None if found.allocated is None else _allocation(found.allocated, found.timestamp_ns, names)
+    first_freed = None if found.first_freed is None else _first_free(found.first_freed, found.timestamp_ns, names)
     return BadFreeReport(
         number=number,
         kind=found.kind,

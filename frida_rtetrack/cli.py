@@ -98,7 +98,7 @@ class _Run:
         self._spawned = True
         terminal = ProgramTerminal(self._reporter.output) if self._with_prompt else None
         with Host.spawn(
-            argv, self._options, self._reporter, terminal=terminal and terminal.slave, resume=False
+            argv, self._options, self._reporter, terminal=None if terminal is None else terminal.slave, resume=False
         ) as self._host:
             with self._signals():
                 if terminal is not None:

@@ -34,6 +34,7 @@ from frida_rtetrack.errors import (
     BadUsage,
     LibraryNotFound,
     NoDpdk,
+    NoSuchProcess,
     NotLive,
     RtetrackError,
     TargetEnded,
@@ -157,7 +158,7 @@ class Host:
         self.names: Names
         self._memory: SessionMemory
         self._reader: RingReader
-        self._frida: frida.core.Session | None = None
+        self._frida: frida.Session | None = None
         self._agent: AgentLink | None = None
         self._gated: GatedProgram | None = None
         self._pidfd = -1
@@ -222,7 +223,7 @@ class Host:
         try:
             session = limited(lambda: frida.get_local_device().attach(pid))
         except frida.ProcessNotFoundError:
-            raise process.NoSuchProcess(f"There is no process {pid}.") from None
+            raise NoSuchProcess(f"There is no process {pid}.") from None
         except frida.ProcessNotRespondingError:
             raise AgentTimeout(f"Process {pid} did not let Frida in.") from None
         except (frida.PermissionDeniedError, frida.NotSupportedError) as error:
@@ -239,7 +240,7 @@ class Host:
             raise
         return host
 
-    def _begin(self, pid: int, session: frida.core.Session, argv: tuple[str, ...]) -> None:
+    def _begin(self, pid: int, session: frida.Session, argv: tuple[str, ...]) -> None:
         self.pid, self.argv, self._frida = pid, argv, session
         self._pidfd = os.pidfd_open(pid)
         session.on("detached", self._on_frida_detached)

@@ -50,7 +50,7 @@ except OSError as error:
 class GatedProgram:
     """A program that waits, with Frida attached and nothing executed yet, until `resume` is called."""
 
-    def __init__(self, pid: int, session: frida.core.Session, child: subprocess.Popen[bytes]) -> None:
+    def __init__(self, pid: int, session: frida.Session, child: subprocess.Popen[bytes]) -> None:
         self.pid = pid
         self.session = session
         self._child = child

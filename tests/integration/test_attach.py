@@ -133,8 +133,7 @@ def test_kill_9_of_the_host_under_load_leaves_no_hook_behind(runner: Runner, eng
 def test_kill_9_of_a_host_that_spawned_leaves_the_program_running(runner: Runner, engine: str) -> None:
     tracked = runner.spawn("waiter", options=options(engine))
     tracked.wait_for("^ready$")
-    children = Path(f"/proc/{tracked.pid}/task/{tracked.pid}/children").read_text().split()
-    child = next(int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text().strip() == "waiter")
+    child = tracked.target
     tracked.send_signal(signal.SIGKILL)
     eventually(lambda: not foreign_mappings(child), seconds=10)
     tracked.tell("say still here")

@@ -138,6 +138,7 @@ class Tracked(Process):
     def __init__(self, command: str, words: Sequence[Any], options: Sequence[Any], folder: Path, **more: Any) -> None:
         self.summary_path = folder / f"summary-{time.monotonic_ns()}.json"
         self.dump_path = folder / "dump.csv"
+        self._words = [str(word) for word in words]
         given = [str(option) for option in options]
         if "--summary" not in given:
             given += ["--summary", str(self.summary_path)]
@@ -156,6 +157,20 @@ class Tracked(Process):
         """The dump that it wrote last."""
         assert self.dump_path.exists(), f"no dump was written:\n{self.stdout}\n----\n{self.stderr}"
         return read_dump(self.dump_path)
+
+    @property
+    def target(self) -> int:
+        """The pid of the program that was spawned: the descendant with its arguments."""
+        wanted = "\0".join(self._words) + "\0"
+        waiting = [self.pid]
+        while waiting:
+            pid = waiting.pop()
+            with contextlib.suppress(OSError):
+                if pid != self.pid and Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace") == wanted:
+                    return pid
+                for task in os.listdir(f"/proc/{pid}/task"):
+                    waiting += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
+        raise AssertionError(f"{wanted!r} does not run:\n{self.stderr}")
 
 
 class Runner:

@@ -75,7 +75,7 @@ static void free_null(void) {
     for (int i = 0; i < 10; i++) rte_free(NULL);
 }
 
-/* Type names that a dump must survive; each block's size tells which one it is. None is freed. */
+/* Type names that a dump must survive; each block's size tells which one it is. None is freed; then it waits. */
 NOINLINE void *allocate_with_type_on_stack(size_t size) {
     char type[32] = "on the stack";
     void *block = rte_malloc(type, size, 0);
@@ -98,6 +98,9 @@ static void types(void) {
     allocate_with_type_on_stack(1009);
     rte_malloc("carriage\rreturn", 1010, 0);
     rte_malloc("\xe2\x82\xac utf-8", 1011, 0);
+    puts("ready");
+    fflush(stdout);
+    while (getchar() != EOF) {}
 }
 
 /* NUMBER allocations, every second one freed, and then the end by SIGKILL. */
