@@ -29,10 +29,10 @@ HOSTILE = {
 
 
 def at_the_end(runner: Runner, *options: str, program: tuple[str, ...] = ("waiter",), **more: object) -> Tracked:
-    """A run that writes a dump at a SIGRTMIN to the host, once the program has allocated what it does."""
+    """A run that writes a dump at a SIGRTMIN, once the program has allocated what it does."""
     tracked = runner.spawn(*program, options=options, **more)
     tracked.wait_for("^ready$")
-    tracked.send_signal(signal.SIGRTMIN)
+    os.kill(tracked.target, signal.SIGRTMIN)
     tracked.wait_for("written to|cannot|Cannot", "stderr")
     tracked.finish()
     return tracked
@@ -41,7 +41,7 @@ def at_the_end(runner: Runner, *options: str, program: tuple[str, ...] = ("waite
 def test_hostile_type_names_survive(runner: Runner, engine: str) -> None:
     tracked = runner.spawn("nasty", "types", options=["--engine", engine])
     tracked.wait_for("^ready$")
-    tracked.send_signal(signal.SIGRTMIN)
+    os.kill(tracked.target, signal.SIGRTMIN)
     tracked.wait_for("written to", "stderr")
     assert tracked.finish() == 0
     rows = {row.size: row.type for row in tracked.dump}

@@ -129,7 +129,7 @@ def test_sigterm_is_passed_on(runner: Runner) -> None:
 def test_allocations_inside_rte_eal_init_are_seen(runner: Runner, engine: str) -> None:
     tracked = runner.spawn("waiter", options=["--engine", engine])
     tracked.wait_for("^ready$")
-    tracked.send_signal(signal.SIGRTMIN)
+    os.kill(tracked.target, signal.SIGRTMIN)
     tracked.wait_for("SIGRTMIN: .* written to", "stderr")
     assert {"rte_services", "rte_service_core_states", "kept"} <= {row.type for row in tracked.dump}
     assert tracked.finish() == 0
@@ -212,7 +212,7 @@ def test_dpdk_that_is_loaded_later_is_tracked_and_its_type_names_outlive_their_l
 ) -> None:
     tracked = runner.spawn("plugin_host", runner.program("plugin.so"), 5, options=["--engine", engine])
     tracked.wait_for("^unloaded$")
-    tracked.send_signal(signal.SIGRTMIN)
+    os.kill(tracked.target, signal.SIGRTMIN)
     tracked.wait_for("SIGRTMIN: .* written to", "stderr")
     rows = {row.size: row for row in tracked.dump if row.type == "of the plugin"}
     assert sorted(rows) == [2000, 2001, 2002, 2003, 2004]

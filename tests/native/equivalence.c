@@ -4,6 +4,7 @@
  *
  *     equivalence SEED WALKS
  */
+#define _GNU_SOURCE
 #include "../../frida_rtetrack/native/unwind.c"
 
 #include <stdio.h>
@@ -198,22 +199,28 @@ int main(int argc, char **argv)
     state = calloc(1, sizeof *state);
     seed = argc > 1 ? strtoull(argv[1], NULL, 0) * 2 + 1 : 1;
 
-    stack = mmap((void *)0x100000000000, WORDS * 8, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    for (uint64_t i = 0; i < WORDS * 8 + 200; i++)
-        taken[row_set(stack_address(0) + i)] = taken[row_set(i)] = 1;
+    stack = mmap((void *)0x200000000000, WORDS * 8, PROT_READ | PROT_WRITE,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+    if (stack != (void *)0x200000000000)
+        return 2;
 
     for (long walk = 0; walk < walks; walk++) {
         struct unwind_trace from;
         uint64_t start;
         if (walk % 5000 == 0) {
             memset(state->rows, 0, sizeof state->rows);
+            memset(taken, 0, sizeof taken);
+            for (uint64_t i = 0; i < WORDS * 8 + 200; i++)
+                taken[row_set(stack_address(0) + i)] = taken[row_set(i)] = 1;
             for (int i = 0; i < KNOWN; i++) {
-                uint64_t *row;
+                uint64_t *row, *row_of_pc;
                 do {
                     known[i] = 1 + below((1ULL << 47) - 1);
                     row = state->rows[0] + row_set(known[i]);
-                } while (taken[row_set(known[i])] || (row[0] != 0 && row[SET_COUNT] != 0));
+                    row_of_pc = state->rows[0] + row_set(known[i] - 1);
+                } while (taken[row - state->rows[0]] || (row[0] != 0 && row[SET_COUNT] != 0) || row_of_pc[0] != 0);
                 row[row[0] != 0 ? SET_COUNT : 0] = row_tag(known[i]) | random_info();
+                taken[row_of_pc - state->rows[0]] = 1;
             }
             state->generation++;
         }

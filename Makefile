@@ -1,0 +1,84 @@
+# `make demo`, `make test`, `make bench`: from a fresh clone, on Debian with gcc and Python 3.11, without questions.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROGRAMS := build/programs
+
+# What the programs, the tests and the demo need from Debian. clang is used where it can be had, and not asked for.
+PACKAGES := dpdk dpdk-dev libdpdk-dev pkg-config gcc libc6-dev gdb python3-venv
+WANTED := clang-14
+
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
+
+demo: setup programs ## build a program with planted bugs, track it and show what is found
+	@echo "== tests/programs/demo.c has three bugs planted: a leak, a duplicate free and a stray free =="
+	$(BIN)/rtetrack-frida spawn --dump-file build/demo-dump.csv --summary build/demo-summary.json $(PROGRAMS)/demo
+	@$(BIN)/python -c 'import json; found = json.load(open("build/demo-summary.json")); \
+	  kinds = sorted(bad["kind"] for bad in found["bad_frees"]); \
+	  leaks = [site for site in found["call_sites"] if "reassembly buffer" in site["types"]]; \
+	  print(f"== found: bad frees {kinds}, and {leaks[0][\"blocks\"]} leaked blocks of {leaks[0][\"types\"][0]!r} ==" if leaks else "== no leak found =="); \
+	  raise SystemExit(0 if len(kinds) == 2 and "duplicate" in kinds and len(leaks) == 1 else "The demo did not find what was planted.")'
+
+test: check programs ## everything: ruff, mypy, pytest
+	$(BIN)/pytest $(PYTEST_OPTIONS)
+
+check: setup ## ruff and mypy only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+
+programs: system ## the test programs, into build/programs
+	@$(MAKE) -s -C tests/programs OUT=$(abspath $(PROGRAMS))
+
+bench: setup programs ## measure what tracking costs
+	@test -f bench/run.py || { echo "There is no benchmark in bench/run.py." >&2; exit 1; }
+	$(BIN)/python bench/run.py $(BENCH_OPTIONS)
+
+setup: system $(VENV)/.stamp ## the Python environment in .venv
+
+$(VENV)/.stamp: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+# Debian's packages. Asks nothing, and does nothing where they are there.
+system: build/.system
+
+build/.system: Makefile
+	@mkdir -p build
+	@missing=; for package in $(PACKAGES); do \
+	  case "$$package" in \
+	    python3-venv) $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null && continue ;; \
+	    gcc|gdb) command -v $$package >/dev/null && continue ;; \
+	    pkg-config) command -v pkg-config >/dev/null && continue ;; \
+	  esac; \
+	  dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$package"; \
+	done; \
+	wanted=; for package in $(WANTED); do \
+	  command -v $$package >/dev/null || command -v clang >/dev/null || wanted="$$wanted $$package"; \
+	done; \
+	test -n "$$missing$$wanted" || { touch $@; exit 0; }; \
+	if [ "$$(id -u)" = 0 ]; then become=; \
+	elif sudo -n true 2>/dev/null; then become="sudo -n"; \
+	elif [ -z "$$missing" ]; then touch $@; exit 0; \
+	else echo "Missing Debian packages: install them with \`apt-get install$$missing\` as root, then run make again." >&2; exit 1; fi; \
+	$$become env DEBIAN_FRONTEND=noninteractive apt-get update -q >/dev/null || exit 1; \
+	if [ -n "$$missing" ]; then \
+	  $$become env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing >build/apt.log 2>&1 \
+	    || { cat build/apt.log >&2; echo "These Debian packages could not be installed:$$missing." >&2; exit 1; }; \
+	fi; \
+	if [ -n "$$wanted" ]; then \
+	  $$become env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$wanted >>build/apt.log 2>&1 \
+	    || echo "Without$$wanted: the variants built with clang are left out." >&2; \
+	fi; \
+	touch $@
+
+clean: ## remove what was built
+	rm -rf build $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: help demo test check programs bench setup system clean
