@@ -6,12 +6,12 @@
  */
 
 const EVENT = { ALLOCATED: 1, FREED: 2, RESIZE_STARTED: 3, RESIZE_ENDED: 4, ALLOCATION_FAILED: 5 };
-const MARK = { PAUSED: 2, RESUMED: 3, BASELINE_STARTED: 4, EAL_CLEANUP_STARTED: 6, EAL_CLEANUP_ENDED: 7 };
+const MARK = { PAUSED: 2, RESUMED: 3, EAL_CLEANUP_ENDED: 7, EAL_INIT_STARTED: 9, EAL_INIT_ENDED: 10 };
+const FINAL_BASELINE = uint64(1).shl(40);
 const STACK_END = { MAX_FRAMES: 1, UNKNOWN_END: 5 };
 const SOCKET_ANY = -1;
 const PORTABLE_FRAMES = 16; // GUM_MAX_BACKTRACE_DEPTH
 const FIRST_EXTERNAL_SOCKET = 256; // EXTERNAL_HEAP_MIN_SOCKET_ID, malloc_heap.h
-const SETTLE_S = 0.01; // a free that was recorded before has reached the heap after so long
 const UNLOAD_GRACE_S = 0.2; // for a thread between a hook's last instruction and the program's code
 
 // Every entry point that allocates, resizes or frees (DPDK lib/eal/include/rte_malloc.h, rte_memzone.h): what it does,
@@ -32,6 +32,7 @@ const FUNCTIONS = {
   rte_memzone_reserve_bounded: { does: 'reserve', api: 13, socket: 2 },
   rte_memzone_free: { does: 'unreserve', api: 14 },
   rte_eal_cleanup: { does: 'cleanup' },
+  rte_eal_init: { does: 'init' },
 };
 const DEFINING = ['rte_malloc_socket', 'rte_free']; // a module with both of these is DPDK
 
@@ -87,6 +88,7 @@ class PortableEngine {
     this.append = session.native('portable_append', 'int',
       ['uint32', 'uint32', 'int32', 'uint64', 'uint64', 'pointer', 'pointer', 'pointer', 'uint32', 'uint32']);
     this.mark = session.mark;
+    this.cleanupStarted = session.native('cleanup_started', 'void', []);
     this.memzonePrefix = Memory.allocUtf8String('memzone:');
     this.outermost = new Map(); // thread id -> stack pointer of the outermost hooked call it is inside of
     this.scratch = new Map(); // thread id -> room for its frames
@@ -248,10 +250,19 @@ class PortableEngine {
       case 'cleanup':
         return {
           onEnter() {
-            engine.mark(MARK.EAL_CLEANUP_STARTED, 0);
+            engine.cleanupStarted();
           },
           onLeave() {
             engine.mark(MARK.EAL_CLEANUP_ENDED, 0);
+          },
+        };
+      case 'init':
+        return {
+          onEnter() {
+            engine.mark(MARK.EAL_INIT_STARTED, 0);
+          },
+          onLeave() {
+            engine.mark(MARK.EAL_INIT_ENDED, 0);
           },
         };
     }
@@ -358,7 +369,7 @@ class NativeEngine {
 const ORIGINALS = [
   'rte_malloc', 'rte_malloc_socket', 'rte_zmalloc', 'rte_zmalloc_socket', 'rte_calloc', 'rte_calloc_socket', 'rte_realloc',
   'rte_realloc_socket', 'rte_free', 'rte_free_sensitive', 'rte_memzone_reserve', 'rte_memzone_reserve_aligned',
-  'rte_memzone_reserve_bounded', 'rte_memzone_free', 'rte_eal_cleanup',
+  'rte_memzone_reserve_bounded', 'rte_memzone_free', 'rte_eal_cleanup', 'rte_eal_init',
 ];
 
 // ---- one session ----
@@ -463,18 +474,39 @@ class Session {
     }
     Interceptor.flush();
     this.dpdk = module;
+    this.useHeap();
     this.hooks.push(...hooked);
     send({ type: 'hooked', engine: this.engine.name, hooks: hooked });
   }
 
-  // Has DPDK's own list of busy blocks written into the event stream; returns how many, or null if DPDK cannot be asked.
+  // Lets the C side reach the heap of the DPDK that was found.
+  useHeap() {
+    const dump = this.find(this.dpdk, 'rte_malloc_dump_heaps');
+    const walk = this.find(this.dpdk, 'rte_memzone_walk');
+    this.dumpHeaps = dump;
+    this.native('agent_use_heap', 'void', ['pointer', 'pointer', 'int'])(dump ?? NULL, walk ?? NULL, +this.options.verify);
+    this.takeSnapshot = this.native('snapshot_take', 'int64', ['pointer', 'uint64', 'int']);
+  }
+
+  // Has DPDK's own list of busy blocks written into the event stream; returns how many (negative: see snapshot.c), or
+  // null if DPDK cannot be asked.
   snapshot(number) {
-    const dump = this.dpdk && this.find(this.dpdk, 'rte_malloc_dump_heaps');
-    if (!dump) return null;
-    this.mark(MARK.BASELINE_STARTED, number);
-    Thread.sleep(SETTLE_S);
-    const take = this.native('snapshot_take', 'int64', ['pointer', 'uint64', 'int']);
-    return take(dump, number, +this.hasOneHeap()).toNumber();
+    if (!this.dumpHeaps) return null;
+    return this.takeSnapshot(this.dumpHeaps, number, +this.hasOneHeap()).toNumber();
+  }
+
+  // struct rte_memseg_list (lib/eal/include/rte_eal_memconfig.h): base_va 0, page_sz 8, socket_id 16, version 20, len 24.
+  heapRegions() {
+    const walk = this.dpdk && this.find(this.dpdk, 'rte_memseg_list_walk');
+    if (!walk) return [];
+    const regions = [];
+    const note = new NativeCallback(list => {
+      const base = list.readPointer();
+      if (!base.isNull()) regions.push([base.toString(), '0x' + list.add(24).readU64().toString(16), list.add(16).readS32()]);
+      return 0;
+    }, 'int', ['pointer', 'pointer']);
+    new NativeFunction(walk, 'int', ['pointer', 'pointer'])(note, NULL);
+    return regions;
   }
 
   hasOneHeap() {
@@ -493,8 +525,9 @@ class Session {
   }
 
   // Nothing of ours is freed before every hook is gone and every thread has left it.
-  stop() {
+  stop(reason) {
     if (system.getpid().value !== this.pid) return; // a forked child: nothing of this is mapped here
+    if (reason === 'exit' && this.options.verify) this.snapshot(FINAL_BASELINE);
     this.observer?.detach();
     this.engine.unhook();
     this.native('sigmark_stop', 'void', [])();
@@ -557,13 +590,18 @@ rpc.exports = {
     return session.snapshot(number);
   },
 
+  // [base, size, socket] of each range of addresses that DPDK reserved for its heap.
+  heapRegions() {
+    return session.heapRegions();
+  },
+
   moduleNames() {
     return Process.enumerateModules().map(module => module.path);
   },
 
-  dispose() {
+  dispose(reason) {
     const ending = session;
     session = null;
-    ending?.stop();
+    ending?.stop(reason);
   },
 };

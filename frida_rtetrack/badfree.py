@@ -1,21 +1,25 @@
 """What kind of bad free it is, with the evidence beside it: which thread, which stacks, how long ago.
 
-Turns the tracking map's finding (numbers) into a report (names). Judges nothing that the map did not find.
+The tracking map finds what is not live (numbers); here it is told apart by what lies at the address, and turned into a
+report (names). Whatever the evidence does not show is left open.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from frida_rtetrack.addressspace import AddressSpace
 from frida_rtetrack.events import Api
 from frida_rtetrack.names import Names, Stack, Thread
+from frida_rtetrack.rules import MEMZONE_APIS
 from frida_rtetrack.tracking import BadFree, BadFreeKind, Block, Freed
 
 
 @dataclass(frozen=True, slots=True)
 class AllocationEvidence:
-    """The allocation that a duplicate free refers to."""
+    """The allocation of the block that was freed before, or that the address lies in."""
 
+    address: int
     size_bytes: int
     type: str
     thread: Thread | None
@@ -48,35 +52,109 @@ class BadFreeReport:
     allocated: AllocationEvidence | None
     first_freed: FreeEvidence | None
     detail: str
+    element: str | None
+    """What DPDK's own element header said when the report was made: busy, free, pad; None if there is none."""
     site: tuple[object, ...]
     """Equal for bad frees of the same kind with the same three stacks."""
 
 
-def explain(number: int, found: BadFree, names: Names) -> BadFreeReport:
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What is known around a bad free beside the tracking map's own finding."""
+
+    container: Block | None = None
+    """The block, live at that moment, that the address lies in."""
+    after_cleanup: bool = False
+    others: tuple[int, ...] = ()
+    """Processes that share DPDK's heap and are not tracked."""
+
+
+def explain(number: int, found: BadFree, around: Circumstances, names: Names, space: AddressSpace) -> BadFreeReport:
     """The report of what the tracking map found."""
-    allocated = None if found.allocated is None else _allocation(found.allocated, found.timestamp_ns, names)
+    kind, detail = _judge(found, around, names, space)
+    block = found.allocated or around.container
+    allocated = None if block is None else _allocation(block, found.timestamp_ns, names)
     first_freed = None if found.first_freed is None else _first_free(found.first_freed, found.timestamp_ns, names)
     return BadFreeReport(
         number=number,
-        kind=found.kind,
+        kind=kind,
         address=found.address,
         function=Api(found.api).function,
         thread=names.thread(found.thread),
         stack=names.stack(found.stack),
         allocated=allocated,
         first_freed=first_freed,
-        detail=_detail(found),
+        detail=detail,
+        element=None if around.after_cleanup else space.element_state(found.address),
         site=(
-            found.kind,
+            kind,
             found.stack,
-            found.allocated and found.allocated.stack,
+            block and block.stack,
             found.first_freed and found.first_freed.stack,
         ),
     )
 
 
+def _judge(found: BadFree, around: Circumstances, names: Names, space: AddressSpace) -> tuple[BadFreeKind, str]:
+    address, container = found.address, around.container
+    if around.after_cleanup:
+        return BadFreeKind.AFTER_CLEANUP, "DPDK's heap is gone: the program has called rte_eal_cleanup."
+    if found.kind is BadFreeKind.MEMZONE and found.allocated is not None:
+        return BadFreeKind.MEMZONE, f"{_zone(found.allocated, names)} begins here: it is for rte_memzone_free."
+    if found.kind is BadFreeKind.DUPLICATE:
+        detail = "The block was already freed."
+        if found.allocated is None:
+            detail += " Its allocation was not seen: it is from before the tracking began."
+        elif not found.history_complete:
+            detail += " Events are missing in between: it may have been handed out again unseen."
+        return BadFreeKind.DUPLICATE, detail
+    if container is not None:
+        inside = f"The address lies {address - container.address:,} bytes inside of"
+        if container.api in MEMZONE_APIS:
+            return BadFreeKind.MEMZONE, f"{inside} {_zone(container, names)}{_hint(container, names)}."
+        what = names.label_text(container.label, baseline=container.baseline)
+        return (
+            BadFreeKind.INTERIOR,
+            f"{inside} a live block of {container.size_bytes:,} bytes of type {what}, at {container.address:#x}.",
+        )
+    in_heap = space.in_dpdk_heap(address)
+    if in_heap is False:
+        return BadFreeKind.FOREIGN, f"The address lies {_place(address, names, space)}: DPDK never handed it out."
+    detail = "No block starts at this address" + (" of DPDK's heap." if in_heap else ".")
+    if around.others:
+        pids = ", ".join(map(str, around.others))
+        detail += f" The heap is shared with process {pids}, not tracked: the block may be one of theirs."
+    elif not found.history_complete:
+        detail += " The oldest frees have been forgotten: it may also be a duplicate free."
+    return BadFreeKind.STRAY, detail
+
+
+def _zone(block: Block, names: Names) -> str:
+    text = names.label_text(block.label)
+    return f"memzone {text.removeprefix('memzone:')}"
+
+
+def _hint(block: Block, names: Names) -> str:
+    """A mempool keeps its objects in memzones named MP_... (RTE_MEMPOOL_MZ_PREFIX, lib/mempool/rte_mempool.h)."""
+    name = names.label_text(block.label).removeprefix("memzone:")
+    if name.startswith("MP_"):
+        return f", memory of mempool {name[3:]}: its objects are for rte_mempool_put"
+    return ": it is no block of its own"
+
+
+def _place(address: int, names: Names, space: AddressSpace) -> str:
+    thread = names.thread_of_stack(address)
+    if thread is not None:
+        return f"on the stack of {thread}"
+    module = names.module_at(address)
+    if module is not None:
+        return f"in {module} (a global or code)"
+    return space.describe(address)
+
+
 def _allocation(block: Block, now_ns: int, names: Names) -> AllocationEvidence:
     return AllocationEvidence(
+        address=block.address,
         size_bytes=block.size_bytes,
         type=names.label_text(block.label, baseline=block.baseline),
         thread=None if block.baseline else names.thread(block.thread),
@@ -93,11 +171,3 @@ def _first_free(freed: Freed, now_ns: int, names: Names) -> FreeEvidence:
         stack=names.stack(freed.stack),
         seconds_before=(now_ns - freed.timestamp_ns) / 1e9,
     )
-
-
-def _detail(found: BadFree) -> str:
-    if found.kind is BadFreeKind.DUPLICATE:
-        return "The block was already freed."
-    if not found.history_complete:
-        return "No live block starts at this address; the oldest frees have been forgotten, so it may also be a duplicate free."
-    return "No block was ever handed out at this address."

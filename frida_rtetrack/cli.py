@@ -39,6 +39,7 @@ def _tracking_options(command: Callable[..., None]) -> Callable[..., None]:
                          envvar="RTE_MALLOC_TRACK_DUMP_FILE", help="Where SIGRTMIN and bad frees write the live allocations."),
             click.option("--dump-on-bad-free/--no-dump-on-bad-free", default=True, help="Write the dump at a bad free (default)."),
             click.option("--summary", "summary_path", type=click.Path(path_type=Path), metavar="FILE", help="Write the summary as JSON."),
+            click.option("--verify", is_flag=True, help="Compare with DPDK's own heap at the end."),
             click.option("--no-repl", is_flag=True, help="No prompt (the default where standard input is no terminal)."),
             click.option("--quiet", is_flag=True, help="Print bad frees and problems only."),
         )

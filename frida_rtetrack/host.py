@@ -25,8 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frida_rtetrack import badfree, process, summary
+from frida_rtetrack.addressspace import AddressSpace, HeapRegion
 from frida_rtetrack.agentlink import AgentLink, limited, native_source
-from frida_rtetrack.badfree import BadFreeReport
+from frida_rtetrack.badfree import BadFreeReport, Circumstances
 from frida_rtetrack.dump import DumpError, write_dump
 from frida_rtetrack.errors import (
     AgentFailed,
@@ -39,13 +40,13 @@ from frida_rtetrack.errors import (
     RtetrackError,
     TargetEnded,
 )
-from frida_rtetrack.events import EventBatch, Kind, Mark, sizes
+from frida_rtetrack.events import FINAL_BASELINE, SIZE_BITS, EventBatch, Kind, Mark, sizes
 from frida_rtetrack.heap import HeapDifference, HeapSnapshot
 from frida_rtetrack.launch import GatedProgram, launch
 from frida_rtetrack.names import BASELINE_LABEL, Names
 from frida_rtetrack.ring import RingReader, SessionMemory
 from frida_rtetrack.summary import CallSite, Ending, Summary
-from frida_rtetrack.tracking import BadFree, Lookup, TrackingMap
+from frida_rtetrack.tracking import BadFree, BadFreeKind, Lookup, TrackingMap
 
 DEFAULT_DUMP_PATH = Path("/tmp/rteMallocTrackMapDump.txt")
 ENGINES = ("auto", "native", "portable")
@@ -57,6 +58,7 @@ UNLOAD_SECONDS = 30.0
 BAD_FREE_DUMP_SECONDS = 1.0
 BAD_FREES_KEPT = 100_000
 BASELINE_SETTLE_SECONDS = 0.05
+SNAPSHOT_HEAP_IS_GONE = -2
 VERIFY_ROUNDS = 5
 VERIFY_PAUSE_SECONDS = 0.02
 
@@ -80,6 +82,8 @@ class Options:
     """Size of the event ring."""
     dump_path: Path = DEFAULT_DUMP_PATH
     dump_on_bad_free: bool = True
+    verify: bool = False
+    """Compare with DPDK's own heap at the end: when the program exits, cleans up EAL, or is let go."""
 
 
 class Observer:
@@ -130,6 +134,8 @@ class Stats:
     bad_frees: int
     paused: bool
     recording: bool
+    memzones: tuple[int, int] = (0, 0)
+    """Live memzones among the live blocks, and their bytes."""
     ring_waits: int = 0
     cut_stacks: dict[str, int] = field(default_factory=dict)
 
@@ -181,6 +187,10 @@ class Host:
         self._snapshot_number = 0
         self._snapshot_lock = threading.Lock()
         self._lost_seen = 0
+        self._heap_gone = False
+        self._eal_ranges: list[tuple[int, int]] = []
+        self._at_cleanup: NDArray[np.void] | None = None
+        self._space: AddressSpace
         self.verified: HeapDifference | None = None
 
     # ---- beginning ----
@@ -234,6 +244,7 @@ class Host:
         try:
             host._begin(pid, session, tuple(process.command_line(pid)))
             host._check_dpdk_was_found()
+            host._look_at_memory()
             host.baseline()
         except BaseException:
             host.detach()
@@ -252,6 +263,7 @@ class Host:
         finally:
             os.close(fd)
         self.names = Names(self._memory, root=f"/proc/{pid}/root")
+        self._space = AddressSpace(pid)
         self._reader = RingReader(self._memory, self._thread_alive)
         self._start_thread(self._keep_heartbeat)
         self._start_thread(self._drain)
@@ -269,6 +281,7 @@ class Host:
             "maxFrames": options.max_frames,
             "allocationBacktrace": options.backtrace,
             "freeBacktrace": options.backtrace and options.free_backtrace,
+            "verify": options.verify,
             "signal": int(signal.SIGRTMIN),
             "sessionBytes": self._memory.counter("total_bytes"),
             "populateBytes": self._memory.counter("stacks_offset"),
@@ -373,12 +386,18 @@ class Host:
             return
         if self._snapshot is not None:
             events = self._collect_snapshot(self._snapshot, events)
+        if self._heap_gone:
+            events = self._accuse_after_cleanup(events, now_ns)
         with self._lock:
             found = self.tracking.apply(events, now_ns)
+            around = [Circumstances(container=block) for block in self.tracking.containing(found)] if found else []
         if found:
-            self._bad_frees_found += len(found)
-            self._work.put(("bad_frees", found))
-            self._bad_free_dump_due = self.options.dump_on_bad_free
+            self._found(found, around)
+
+    def _found(self, found: list[BadFree], around: list[Circumstances]) -> None:
+        self._bad_frees_found += len(found)
+        self._work.put(("bad_frees", (found, around)))
+        self._bad_free_dump_due = self.options.dump_on_bad_free
 
     def _collect_snapshot(self, snapshot: HeapSnapshot, events: EventBatch) -> EventBatch:
         """Takes DPDK's busy blocks out of the events, except where they are to become the baseline."""
@@ -388,9 +407,45 @@ class Host:
         snapshot.events.append(events[of_heap])
         return events if snapshot.inserts else events[~of_heap]
 
+    def _accuse_after_cleanup(self, events: EventBatch, now_ns: int) -> EventBatch:
+        """Takes the frees out of the events: there is no heap any more that they could be of."""
+        frees = np.isin(events["kind"], (Kind.FREED, Kind.RESIZE_STARTED))
+        found = []
+        for event in events[frees]:
+            lookup = self.tracking.find(int(event["address"]))
+            known = lookup.block if lookup.block is not None and lookup.offset == 0 else None
+            if known is None and lookup.freed is not None:
+                known = lookup.freed.block
+            found.append(
+                BadFree(
+                    BadFreeKind.AFTER_CLEANUP,
+                    int(event["address"]),
+                    self.tracking.events,
+                    now_ns,
+                    int(event["size_and_thread"]) >> SIZE_BITS,
+                    int(event["stack"]),
+                    int(event["api"]),
+                    known,
+                    None if lookup.freed is None else lookup.freed.freed,
+                    history_complete=True,
+                )
+            )
+        if found:
+            self._found(found, [Circumstances(after_cleanup=True)] * len(found))
+        return events[~frees]
+
     def _on_mark(self, mark: Mark, argument: int) -> None:
         if mark is Mark.SIGNAL:
             self._queue_dump(self.options.dump_path, "SIGRTMIN")
+        elif mark is Mark.EAL_INIT_STARTED:
+            self._eal_ranges.append((self.tracking.events, 1 << 63))
+        elif mark is Mark.EAL_INIT_ENDED and self._eal_ranges:
+            self._eal_ranges[-1] = (self._eal_ranges[-1][0], self.tracking.events)
+            self._work.put(("look", None))
+        elif mark is Mark.EAL_CLEANUP_STARTED:
+            self._at_cleanup = self.tracking.live()
+        elif mark is Mark.EAL_CLEANUP_ENDED:
+            self._heap_gone = True
         elif mark is Mark.BASELINE_STARTED:
             self._snapshot = self._snapshots.setdefault(argument, HeapSnapshot(inserts=False))
             self._snapshot.started_sequence = self.tracking.events
@@ -398,6 +453,8 @@ class Host:
             self._snapshot.live = self.tracking.live()
         elif mark is Mark.BASELINE_ENDED and self._snapshot is not None:
             self._snapshot.difference = self._snapshot.compare(self.tracking)
+            if argument == FINAL_BASELINE:
+                self.verified = self._snapshot.difference
             self._snapshot.live = None
             self._snapshot.events.clear()
             self._snapshot.ended.set()
@@ -445,8 +502,9 @@ class Host:
 
     def _do(self, task: str, argument: Any) -> None:
         if task == "bad_frees":
-            for found in argument:
-                self._report_bad_free(found)
+            self._space.refresh()
+            for found, around in zip(*argument, strict=True):
+                self._report_bad_free(found, around)
         elif task == "dump":
             path, why, live = argument
             try:
@@ -460,8 +518,22 @@ class Host:
             self.observer.problem(argument)
         elif task == "sync":
             argument.set()
+        elif task == "look":
+            self._look_at_memory()
         elif task == "lost":
             self._heal(argument)
+
+    def _look_at_memory(self) -> None:
+        """Learns where DPDK's heap lies and what is mapped where: needed to judge an address, maybe after its death."""
+        self._space.refresh()
+        if self._agent is not None and not self._over.is_set():
+            try:
+                regions = self._agent.call("heap_regions")
+            except RtetrackError:  # it has ended meanwhile
+                return
+            self._space.heap_regions = [
+                HeapRegion(int(base, 16), int(size, 16), socket) for base, size, socket in regions
+            ]
 
     def _heal(self, lost: int) -> None:
         if lost != self._lost_seen:
@@ -480,11 +552,11 @@ class Host:
         except Exception:  # nobody is left to tell
             pass
 
-    def _report_bad_free(self, found: BadFree) -> None:
+    def _report_bad_free(self, found: BadFree, around: Circumstances) -> None:
         if len(self.bad_frees) >= BAD_FREES_KEPT:
             self.bad_frees_not_kept += 1
             return
-        report = badfree.explain(len(self.bad_frees) + 1, found, self.names)
+        report = badfree.explain(len(self.bad_frees) + 1, found, around, self.names, self._space)
         self.bad_frees.append(report)
         self.observer.bad_free(report)
 
@@ -550,6 +622,11 @@ class Host:
         """Takes the agent out of the target, which runs on at its old speed, and reads what it recorded until then."""
         if self._over.is_set():
             return
+        if self.options.verify and self.hooks and not self._detaching and not self._target_is_gone():
+            try:
+                self.verify()
+            except RtetrackError as error:
+                self._work.put(("problem", f"The heap could not be verified: {error}"))
         self._detaching = True
         problem = None
         if self._agent is not None:
@@ -673,7 +750,8 @@ class Host:
                 allocated_bytes=totals.allocated_bytes,
                 allocations_per_second=(totals.allocations - allocations) / span,
                 frees_per_second=(totals.frees - frees) / span,
-                by_type=tuple(summary.types(self.tracking, self.names)),
+                by_type=tuple(summary.types(self.tracking.live(), self.names)),
+                memzones=summary.memzones(self.tracking.live()),
                 by_socket=tuple(
                     (int(row["socket"]), int(row["blocks"]), int(row["bytes"])) for row in self.tracking.by_socket()
                 ),
@@ -693,7 +771,7 @@ class Host:
         """The call sites of what is live with the most "bytes" or "blocks", or the "oldest" block."""
         self.sync()
         with self._lock:
-            return summary.call_sites(self.tracking, self.names, count, by)
+            return summary.call_sites(self.tracking.live(), self.names, count, by)
 
     def find(self, address: int) -> Lookup:
         """What is known of an address: see TrackingMap.find."""
@@ -706,6 +784,7 @@ class Host:
         with self._lock:
             totals = self.tracking.totals
             return Summary(
+                names=self.names,
                 version=VERSION,
                 engine=self.engine,
                 pid=self.pid,
@@ -723,7 +802,12 @@ class Host:
                 peak_bytes=self.tracking.peak.bytes,
                 bad_frees=tuple(self.bad_frees),
                 bad_frees_not_kept=self.bad_frees_not_kept,
-                call_sites=tuple(summary.call_sites(self.tracking, self.names, summary.CALL_SITES)),
+                call_sites=tuple(summary.call_sites(self.tracking.live(), self.names, summary.CALL_SITES)),
+                memzones=summary.memzones(self.tracking.live()),
+                leaks=None
+                if self._at_cleanup is None
+                else summary.leaks(self._at_cleanup, self._eal_ranges, self.names),
+                verified=self.verified,
             )
 
     # ---- DPDK's own view ----
@@ -738,6 +822,8 @@ class Host:
                 blocks = self._command("snapshot", number)
                 if blocks is None:
                     return None
+                if blocks == SNAPSHOT_HEAP_IS_GONE:
+                    raise NotLive("The program has called rte_eal_cleanup: DPDK's heap is gone.")
                 if blocks < 0:
                     raise AgentFailed("The agent could not get memory for a snapshot of DPDK's heap.")
                 while not snapshot.ended.wait(0.05):
@@ -822,8 +908,8 @@ class Host:
 
 
 NATIVE_FILES = {
-    "portable": ("session.c", "portable.c", "sigmark.c", "snapshot.c"),
-    "native": ("session.c", "unwind.c", "hooks.c", "listeners.c", "sigmark.c", "snapshot.c"),
+    "portable": ("session.c", "snapshot.c", "portable.c", "sigmark.c"),
+    "native": ("session.c", "snapshot.c", "unwind.c", "hooks.c", "listeners.c", "sigmark.c"),
 }
 """What is compiled in the target, by engine."""
 

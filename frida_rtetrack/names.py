@@ -5,10 +5,11 @@ Everything is looked up when somebody asks, and remembered: nothing here runs on
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass
 
-from frida_rtetrack.events import StackEnd
+from frida_rtetrack.events import MODULE_LOADED, StackEnd
 from frida_rtetrack.process import thread_name
 from frida_rtetrack.ring import SessionMemory, StackRecord
 from frida_rtetrack.symbols import Frame, Module, ModuleMap, Symbolizer, format_frame
@@ -67,7 +68,7 @@ class Names:
 
     def label_text(self, number: int, *, baseline: bool = False) -> str:
         """The type for a reader: `<unknown>` for NULL, `<baseline>` for what was live before tracking began."""
-        text = self.label(BASELINE_LABEL if baseline else number)
+        text = self.label(BASELINE_LABEL if baseline and number == 0 else number)
         return "<unknown>" if text is None else text.decode(errors="backslashreplace")
 
     def thread(self, number: int) -> Thread:
@@ -76,6 +77,24 @@ class Names:
             record = self._memory.thread(number)
             pid = self._memory.pid(record.process)
         return Thread(pid, record.tid, thread_name(pid, record.tid) or record.name)
+
+    def thread_of_stack(self, address: int, process: int = 0) -> Thread | None:
+        """The thread on whose stack `address` lies, as far as the native engine has seen it."""
+        with self._lock:
+            number = self._memory.thread_of_stack(address, process)
+        return None if number is None else self.thread(number)
+
+    def module_at(self, address: int, process: int = 0) -> str | None:
+        """`module+0xoff` of an address in a module that is loaded now."""
+        with self._lock:
+            for module in self._memory.modules():
+                if (
+                    module.process == process
+                    and module.unloaded_epoch == MODULE_LOADED
+                    and module.base <= address < module.base + module.size
+                ):
+                    return f"{os.path.basename(module.path)}+{address - module.base:#x}"
+        return None
 
     def stack(self, number: int) -> Stack | None:
         """The resolved stack, None for number 0 (backtraces were off, or the table was full)."""

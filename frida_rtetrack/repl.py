@@ -48,6 +48,7 @@ class Prompt:
             "top": self._top,
             "show": self._show,
             "bad": self._bad,
+            "verify": self._verify,
             "pause": self._pause,
             "resume": self._resume,
             "detach": self._detach,
@@ -201,6 +202,14 @@ class Prompt:
             yield from text.bad_free(report)
         if len(reports) > number:
             yield f"{len(reports) - number:,} earlier ones are not shown."
+
+    def _verify(self, words: list[str]) -> Iterator[str]:
+        """verify                 compare the live set with DPDK's own list of busy blocks, at one moment"""
+        difference = self._host.verify()
+        if difference is None:
+            yield "This DPDK has no rte_malloc_dump_heaps: there is nothing to compare with."
+        else:
+            yield from text.verified(difference, self._host.names)
 
     def _pause(self, words: list[str]) -> Iterator[str]:
         """pause                  stop recording; the program goes on"""

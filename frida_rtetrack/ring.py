@@ -154,6 +154,14 @@ class SessionMemory:
         slot = self._threads[number]
         return ThreadRecord(int(slot["tid"]), bytes(slot["name"]).decode(errors="replace"), int(slot["process"]))
 
+    def thread_of_stack(self, address: int, process: int) -> int | None:
+        """The number of the thread whose stack `address` was last seen to lie on; None where none is known."""
+        used = min(self.counter("threads_used"), len(self._threads))
+        slots = self._threads[:used]
+        on = (slots["stack_low"] <= address) & (address < slots["stack_high"]) & (slots["process"] == process)
+        found = np.flatnonzero(on & (slots["tid"] != 0))
+        return int(found[-1]) if found.size else None
+
     def pid(self, process: int) -> int:
         """The pid of the process that stacks and threads call `process`."""
         return int(self.header["processes"][process]["pid"])

@@ -14,16 +14,27 @@ from enum import Enum
 from typing import NamedTuple
 
 from frida_rtetrack.blocktable import Block, BlockTable, Freed, Origin
-from frida_rtetrack.events import Kind, Mark
+from frida_rtetrack.events import Api, Kind, Mark
 
 
 class BadFreeKind(Enum):
-    """What is known of the address of a bad free."""
+    """What is known of the address of a bad free. The map tells the first three apart, badfree.py the others."""
 
     DUPLICATE = "duplicate"
     """It was freed before, and not allocated since."""
     STRAY = "stray"
     """It is not known ever to have been a block."""
+    MEMZONE = "memzone"
+    """It belongs to a memzone: not for rte_free."""
+    INTERIOR = "interior"
+    """It lies inside of a live block."""
+    FOREIGN = "foreign"
+    """It lies outside of DPDK's heap."""
+    AFTER_CLEANUP = "after_cleanup"
+    """DPDK's heap is gone since rte_eal_cleanup."""
+
+
+MEMZONE_APIS = (Api.MEMZONE_RESERVE, Api.MEMZONE_RESERVE_ALIGNED, Api.MEMZONE_RESERVE_BOUNDED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +174,8 @@ class Rules:
         row = self.table.find_one(call.address)
         if row >= 0 and self.table.live.item(row):
             size_bytes = self.table.size_bytes.item(row)
+            if self.table.api.item(row) in MEMZONE_APIS and call.api != Api.MEMZONE_FREE:
+                bad.append(self._bad_free(BadFreeKind.MEMZONE, call, self.table.block(row), None, True))
             self.table.put_freed(row, call.freed())
             self.count["frees"] += 1
             self.count["freed_bytes"] += size_bytes
@@ -298,21 +311,27 @@ class Rules:
         certain = allocated is not None and table.free_sequence.item(row) >= self.gap_sequence
         if not (self.complete or certain):
             return False
-        bad.append(
-            BadFree(
-                BadFreeKind.DUPLICATE if duplicate else BadFreeKind.STRAY,
-                call.address,
-                call.sequence,
-                call.timestamp_ns,
-                call.thread,
-                call.stack,
-                call.api,
-                allocated,
-                table.freed(row) if duplicate else None,
-                self.complete and (certain if duplicate else self.history_whole),
-            )
-        )
+        kind = BadFreeKind.DUPLICATE if duplicate else BadFreeKind.STRAY
+        history_complete = self.complete and (certain if duplicate else self.history_whole)
+        bad.append(self._bad_free(kind, call, allocated, table.freed(row) if duplicate else None, history_complete))
         return True
+
+    @staticmethod
+    def _bad_free(
+        kind: BadFreeKind, call: Call, allocated: Block | None, first_freed: Freed | None, history_complete: bool
+    ) -> BadFree:
+        return BadFree(
+            kind,
+            call.address,
+            call.sequence,
+            call.timestamp_ns,
+            call.thread,
+            call.stack,
+            call.api,
+            allocated,
+            first_freed,
+            history_complete,
+        )
 
     def _remember_unknown_free(self, address: int, row: int, freed: Freed) -> None:
         """Note the free of a block that the map did not know; `row` is the row of its address or -1."""

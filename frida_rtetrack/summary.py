@@ -10,11 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frida_rtetrack.badfree import BadFreeReport
+from frida_rtetrack.events import Api
+from frida_rtetrack.heap import HeapDifference
 from frida_rtetrack.names import BASELINE_LABEL, Names, Stack, Thread
+from frida_rtetrack.rules import MEMZONE_APIS
 from frida_rtetrack.symbols import frame_json
-from frida_rtetrack.tracking import TrackingMap
 
 CALL_SITES = 10
+LEAK_SITES = 50
 TYPES_SHOWN = 5
 
 
@@ -40,9 +43,22 @@ class Ending:
 
 
 @dataclass(frozen=True, slots=True)
+class Leaks:
+    """What was live when the program called rte_eal_cleanup. Sizes in bytes."""
+
+    blocks: int
+    size_bytes: int
+    eal_blocks: int
+    """Those that rte_eal_init itself allocated; not in `blocks`."""
+    eal_bytes: int
+    call_sites: tuple[CallSite, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """Everything that was found. Sizes in bytes."""
 
+    names: Names
     version: str
     engine: str
     pid: int
@@ -61,6 +77,12 @@ class Summary:
     bad_frees: tuple[BadFreeReport, ...]
     bad_frees_not_kept: int
     call_sites: tuple[CallSite, ...]
+    memzones: tuple[int, int]
+    """Live memzones, among the live blocks, and their bytes."""
+    leaks: Leaks | None
+    """None where the program never called rte_eal_cleanup."""
+    verified: HeapDifference | None
+    """None where it was not asked for."""
 
     def as_json(self) -> dict[str, Any]:
         """The document of `--summary`: addresses as "0x...", null where something is not known."""
@@ -85,50 +107,105 @@ class Summary:
             "peak": {"blocks": self.peak_blocks, "bytes": self.peak_bytes},
             "bad_frees": [_bad_free_json(report) for report in self.bad_frees],
             "bad_frees_not_kept": self.bad_frees_not_kept,
-            "call_sites": [
+            "call_sites": [_call_site_json(site) for site in self.call_sites],
+            "memzones": {"blocks": self.memzones[0], "bytes": self.memzones[1]},
+            "leaks": self.leaks
+            and {
+                "blocks": self.leaks.blocks,
+                "bytes": self.leaks.size_bytes,
+                "eal": {"blocks": self.leaks.eal_blocks, "bytes": self.leaks.eal_bytes},
+                "call_sites": [_call_site_json(site) for site in self.leaks.call_sites],
+            },
+            "verify": None if self.verified is None else self._verify_json(self.verified),
+        }
+
+    def _verify_json(self, found: HeapDifference) -> dict[str, Any]:
+        return {
+            "missing": [{"address": f"{each.address:#x}", "size": each.size_bytes} for each in found.missing],
+            "unexpected": [
                 {
-                    "blocks": site.blocks,
-                    "bytes": site.size_bytes,
-                    "types": list(site.types),
-                    "backtrace": _backtrace_json(site.stack),
+                    "address": f"{block.address:#x}",
+                    "size": block.size_bytes,
+                    "type": self.names.label_text(block.label, baseline=block.baseline),
+                    "function": Api(block.api).function,
+                    **_thread_json(self.names.thread(block.thread)),
+                    "backtrace": _backtrace_json(self.names.stack(block.stack)),
                 }
-                for site in self.call_sites
+                for block in found.unexpected
             ],
         }
 
 
-def types(tracking: TrackingMap, names: Names) -> list[tuple[str, int, int]]:
-    """(type, blocks, bytes) of what is live, most bytes first."""
-    live = tracking.live()
-    labels, which = np.unique(np.where(live["baseline"], BASELINE_LABEL, live["label"]), return_inverse=True)
+def types(live: NDArray[np.void], names: Names) -> list[tuple[str, int, int]]:
+    """(type, blocks, bytes) of the live blocks (n,), BLOCK_DTYPE, most bytes first."""
+    nameless = live["baseline"] & (live["label"] == 0)
+    labels, which = np.unique(np.where(nameless, BASELINE_LABEL, live["label"]), return_inverse=True)
     blocks = np.bincount(which, minlength=labels.size)
     total = np.bincount(which, weights=live["size_bytes"], minlength=labels.size)
     rows = [(names.label_text(int(a)), int(b), int(c)) for a, b, c in zip(labels, blocks, total, strict=True)]
     return sorted(rows, key=lambda row: (-row[2], row[0]))
 
 
-def call_sites(tracking: TrackingMap, names: Names, count: int, by: str = "bytes") -> list[CallSite]:
-    """The `count` largest call sites of what is live, by "bytes", "blocks" or "oldest"."""
-    sites = tracking.call_sites()
-    if by == "oldest":
-        sites = sites[sites["oldest_ns"].argsort(kind="stable")]
-    elif by == "blocks":
-        sites = sites[(-sites["blocks"].astype(np.int64)).argsort(kind="stable")]
-    sites = sites[:count]
-    live = tracking.live()
-    live = live[np.isin(live["stack"], sites["stack"])]
-    return [_call_site(site, live[live["stack"] == site["stack"]], names) for site in sites]
+def memzones(live: NDArray[np.void]) -> tuple[int, int]:
+    """How many of the live blocks are memzones, and their bytes."""
+    sizes = live["size_bytes"][np.isin(live["api"], MEMZONE_APIS)]
+    return sizes.size, int(sizes.sum())
 
 
-def _call_site(site: np.void, blocks: NDArray[np.void], names: Names) -> CallSite:
+def call_sites(live: NDArray[np.void], names: Names, count: int, by: str = "bytes") -> list[CallSite]:
+    """The `count` largest call sites of the live blocks (n,), BLOCK_DTYPE, by "bytes", "blocks" or "oldest"."""
+    stacks, which = np.unique(live["stack"], return_inverse=True)
+    if not stacks.size:
+        return []
+    order = np.argsort(which, kind="stable")
+    starts = np.flatnonzero(np.diff(which[order], prepend=-1))
+    key = {
+        "bytes": -np.add.reduceat(live["size_bytes"][order].astype(np.int64), starts),
+        "blocks": -np.diff(np.append(starts, order.size)),
+        "oldest": np.minimum.reduceat(live["allocated_at_ns"][order], starts),
+    }[by]
+    ends = np.append(starts[1:], order.size)
+    return [
+        _call_site(live[order[starts[site] : ends[site]]], names) for site in np.argsort(key, kind="stable")[:count]
+    ]
+
+
+def _call_site(blocks: NDArray[np.void], names: Names) -> CallSite:
     kinds = np.unique(blocks[["label", "baseline"]])
     return CallSite(
-        int(site["blocks"]),
-        int(site["bytes"]),
-        int(site["oldest_ns"]),
-        names.stack(int(site["stack"])),
+        blocks.size,
+        int(blocks["size_bytes"].sum()),
+        int(blocks["allocated_at_ns"].min()),
+        names.stack(int(blocks["stack"][0])),
         tuple(names.label_text(int(kind["label"]), baseline=bool(kind["baseline"])) for kind in kinds[:TYPES_SHOWN]),
     )
+
+
+def leaks(live: NDArray[np.void], eal_ranges: Sequence[tuple[int, int]], names: Names) -> Leaks:
+    """What is live when the program cleans up EAL: its own leaks, and apart from them what rte_eal_init allocated.
+
+    `eal_ranges`: [first, last) event numbers of the calls of rte_eal_init.
+    """
+    of_eal = np.zeros(live.size, np.bool_)
+    for first, last in eal_ranges:
+        of_eal |= (live["sequence"] >= first) & (live["sequence"] < last)
+    own = live[~of_eal]
+    return Leaks(
+        own.size,
+        int(own["size_bytes"].sum()),
+        int(of_eal.sum()),
+        int(live["size_bytes"][of_eal].sum()),
+        tuple(call_sites(own, names, LEAK_SITES)),
+    )
+
+
+def _call_site_json(site: CallSite) -> dict[str, Any]:
+    return {
+        "blocks": site.blocks,
+        "bytes": site.size_bytes,
+        "types": list(site.types),
+        "backtrace": _backtrace_json(site.stack),
+    }
 
 
 def _backtrace_json(stack: Stack | None) -> list[dict[str, Any]]:
@@ -141,14 +218,16 @@ def _thread_json(thread: Thread | None) -> dict[str, Any]:
 
 def _bad_free_json(report: BadFreeReport) -> dict[str, Any]:
     return {
-        "kind": report.kind.name.lower(),
+        "kind": report.kind.value,
         "detail": report.detail,
+        "element": report.element,
         "address": f"{report.address:#x}",
         "function": report.function,
         **_thread_json(report.thread),
         "backtrace": _backtrace_json(report.stack),
         "allocated": report.allocated
         and {
+            "address": f"{report.allocated.address:#x}",
             "size": report.allocated.size_bytes,
             "type": report.allocated.type,
             **_thread_json(report.allocated.thread),
@@ -167,5 +246,5 @@ def bad_free_counts(reports: Sequence[BadFreeReport]) -> dict[str, int]:
     """How many bad frees of each kind."""
     counts: dict[str, int] = {}
     for report in reports:
-        counts[report.kind.name.lower()] = counts.get(report.kind.name.lower(), 0) + 1
+        counts[report.kind.value] = counts.get(report.kind.value, 0) + 1
     return counts

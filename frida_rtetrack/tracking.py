@@ -11,6 +11,7 @@ has its events taken one by one, in order; the changes in bytes of both kinds ar
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from frida_rtetrack.blocktable import BLOCK_DTYPE, Addresses, Block, BlockTable, Freed, FreedBlock, Origin, Rows
 from frida_rtetrack.events import EVENT_DTYPE, SIZE_BITS, SIZE_MASK, EventBatch, Kind, sizes, threads
-from frida_rtetrack.rules import BadFree, BadFreeKind, Call, Rules, Totals
+from frida_rtetrack.rules import MEMZONE_APIS, BadFree, BadFreeKind, Call, Rules, Totals
 
 __all__ = [
     "BLOCK_DTYPE",
@@ -252,6 +253,35 @@ class TrackingMap:
                 return Lookup(None, 0, freed)
             return Lookup(self._table.block(inside), address - self._table.address.item(inside), freed)
 
+    def containing(self, frees: Sequence[BadFree]) -> list[Block | None]:
+        """For each bad free the block that was live when it happened and that its address lies inside of, or None.
+
+        To be asked before the next `apply`. A block of which nothing is left, because its row was used again later in
+        the same batch, is not found.
+        """
+        with self._lock:
+            table = self._table
+            earliest = min((free.sequence for free in frees), default=0)
+            used = slice(0, table.used)
+            rows = np.flatnonzero(table.live[used] | (table.free_sequence[used] > earliest))
+            rows = rows[np.argsort(table.address.take(rows), kind="stable")]
+            starts = table.address.take(rows)
+            return [self._containing(free, rows, starts) for free in frees]
+
+    def _containing(self, free: BadFree, rows: Rows, starts: Addresses) -> Block | None:
+        after = int(np.searchsorted(starts, np.uint64(free.address), side="right"))
+        for row in rows[max(0, after - 8) : after][::-1].tolist():  # freed ones may lie between it and its address
+            block = self._table.block(row)
+            if (
+                block is None
+                or free.address >= block.address + max(block.size_bytes, 1)
+                or block.sequence > free.sequence
+            ):
+                continue
+            if self._table.live.item(row) or self._table.free_sequence.item(row) >= free.sequence:
+                return block
+        return None
+
     def call_sites(self, *, allocated_until_ns: int | None = None) -> NDArray[np.void]:
         """Live blocks by allocating stack, most bytes first: fields stack, blocks, bytes, oldest_ns; shape (m,).
 
@@ -304,6 +334,7 @@ class TrackingMap:
         """The sort keys (k,) of the chunk's events, and the places (m,) of those with an address that fits no key."""
         address = np.ascontiguousarray(chunk.events["address"])
         code = _CODES.take(chunk.events["kind"])
+        code[np.isin(chunk.events["api"], MEMZONE_APIS) & (code == _ALLOCATED)] = _SINGLY
         keys = (address << np.uint64(16)) | (np.arange(address.size, dtype=np.uint64) << _KEY_PLACE_SHIFT) | code
         no_block = code == _NO_BLOCK
         odd = (address & _NOT_IN_KEY) != 0
@@ -334,6 +365,7 @@ class TrackingMap:
         first &= _KEY_CODE_MASK
         orderly = (first == _FREED) == live
         orderly &= (first != _BASELINE) | (rows < 0)
+        orderly &= ~(live & np.isin(self._table.api.take(rows), MEMZONE_APIS))
         if wrong.any():
             orderly &= ~np.logical_or.reduceat(wrong, starts)
         if resizes_end and self._rules.resizes:
@@ -387,7 +419,7 @@ class TrackingMap:
         table.resize_stack[rows] = 0
         table.thread[rows] = threads(events)
         table.api[rows] = events["api"]
-        table.socket[rows] = events["socket"]
+        table.socket[rows] = np.where(baseline, -1, events["socket"])
         table.origin[rows] = baseline  # Origin.SEEN is 0, Origin.BASELINE 1
         table.live[rows] = True
 

@@ -28,6 +28,13 @@ struct read_only_range {
 #define READ_ONLY_RANGES 4096
 #define MAX_FRAMES 256
 
+struct memzone { /* the part of struct rte_memzone that all versions share (lib/eal/include/rte_memzone.h) */
+    char name[32];
+    uint64_t iova;
+    uint64_t address;
+    uint64_t length;
+};
+
 /* On pages of their own with MADV_WIPEONFORK: a forked child reads zeros, so `on` is off in it. */
 struct agent {
     volatile uint32_t on; /* this process is tracked: count who is inside of a hook */
@@ -46,6 +53,9 @@ struct agent {
     struct thread_slot *threads;
     uint8_t *modules;
     volatile uint64_t tail_seen; /* a tail read earlier: never ahead of the real one */
+    void (*dump_heaps)(void *); /* rte_malloc_dump_heaps, if the final baseline is wanted */
+    void (*walk_memzones)(void (*)(const struct memzone *, void *), void *); /* rte_memzone_walk, if it is there */
+    volatile uint32_t heap_gone; /* rte_eal_cleanup was called: its heap must not be touched any more */
     uint32_t max_frames;
     uint32_t allocation_backtrace, free_backtrace; /* switches */
     volatile uint32_t stack_lock, label_lock;

@@ -25,18 +25,12 @@ struct originals {
     const struct memzone *(*rte_memzone_reserve_bounded)(const char *, size_t, int, unsigned, unsigned, unsigned);
     int (*rte_memzone_free)(const struct memzone *);
     int (*rte_eal_cleanup)(void);
+    int (*rte_eal_init)(int, char **);
     volatile uint64_t search; /* where inherit_private goes on */
     volatile uint64_t uncounted; /* threads inside of a hook that have no slot of their own */
 };
 
 extern struct originals originals;
-
-struct memzone { /* the part of struct rte_memzone that all versions share (lib/eal/include/rte_memzone.h) */
-    char name[32];
-    uint64_t iova;
-    uint64_t address;
-    uint64_t length;
-};
 
 #define SOCKET_ANY -1
 #define NESTED ((struct thread_slot *) 1)
@@ -283,14 +277,25 @@ int hook_rte_memzone_free(const struct memzone *zone) {
     return result;
 }
 
-/* Only marked, not entered: what it frees counts as the program's frees. */
+/* These two are only marked, not entered: what they allocate and free counts. */
 int hook_rte_eal_cleanup(void) {
     int result;
     if (!agent.on) return originals.rte_eal_cleanup();
     atomic_add(&originals.uncounted, 1);
-    agent_mark(MARK_EAL_CLEANUP_STARTED, 0);
+    cleanup_started();
     result = originals.rte_eal_cleanup();
     agent_mark(MARK_EAL_CLEANUP_ENDED, 0);
+    atomic_add(&originals.uncounted, (uint64_t) -1);
+    return result;
+}
+
+int hook_rte_eal_init(int argc, char **argv) {
+    int result;
+    if (!agent.on) return originals.rte_eal_init(argc, argv);
+    atomic_add(&originals.uncounted, 1);
+    agent_mark(MARK_EAL_INIT_STARTED, 0);
+    result = originals.rte_eal_init(argc, argv);
+    agent_mark(MARK_EAL_INIT_ENDED, 0);
     atomic_add(&originals.uncounted, (uint64_t) -1);
     return result;
 }

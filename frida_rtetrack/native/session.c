@@ -478,9 +478,10 @@ int agent_mark(uint32_t mark, uint64_t argument) {
     return thread != NULL && append(thread, WHAT(EVENT_MARK, mark, 0), 0, argument, 0, 0);
 }
 
-int agent_baseline_block(uint64_t address, uint64_t size) {
-    struct thread_slot *thread = thread_self();
-    return thread != NULL && append(thread, WHAT(EVENT_BASELINE_BLOCK, API_NONE, 0), address, size, 0, 0);
+/* How the snapshot reaches DPDK; `final` says to take one by ourselves before the heap goes. */
+void agent_use_heap(void (*dump_heaps)(void *), void (*walk_memzones)(void (*)(const struct memzone *, void *), void *), int final) {
+    agent.walk_memzones = walk_memzones;
+    agent.dump_heaps = final ? dump_heaps : NULL;
 }
 
 /* Text in [start, end) cannot change until its module is unloaded. */

@@ -56,8 +56,14 @@ enum mark {
     MARK_BASELINE_ENDED = 5,
     MARK_EAL_CLEANUP_STARTED = 6, /* the program called rte_eal_cleanup */
     MARK_EAL_CLEANUP_ENDED = 7,
-    MARK_HEAP_SNAPSHOT = 8    /* size: the baseline's number; the BASELINE_BLOCKs that follow are the heap as it is here */
+    MARK_HEAP_SNAPSHOT = 8,   /* size: the baseline's number; the BASELINE_BLOCKs that follow are the heap as it is here */
+    MARK_EAL_INIT_STARTED = 9,   /* the program called rte_eal_init: what is allocated until 10 is EAL's own */
+    MARK_EAL_INIT_ENDED = 10
 };
+
+/* The number of the baseline that the agent takes by itself, when the heap is about to go (--verify). */
+#define FINAL_BASELINE (1ULL << 40)
+
 
 /* Slot of the ring; a program's call appends one (a resize two). Written by one thread, which sets `commit` last. */
 struct event {

@@ -18,9 +18,36 @@
 #define STREAM_REFUSES_WRITES 8 /* glibc's _IO_NO_WRITES, musl's F_NOWR: further printing costs next to nothing */
 #define MREMAP_MAY_MOVE 1L
 
+#define SETTLE_NS 10000000 /* a free that was recorded before has reached the heap after so long */
+#define ZONE_SLOTS 8192    /* a power of two, more than twice RTE_MAX_MEMZONE (2560) */
+
 struct busy_block {
     uint64_t address, size;
 };
+
+struct zone_labels { /* open addressing by address */
+    struct {
+        uint64_t address;
+        uint32_t label;
+    } slots[ZONE_SLOTS];
+    uint32_t used;
+};
+
+static uint64_t zone_slot(const struct zone_labels *zones, uint64_t address) {
+    uint64_t at = (address >> 6) * SESSION_HASH_MULTIPLIER >> 51;
+    while (zones->slots[at].address != 0 && zones->slots[at].address != address) at = (at + 1) & (ZONE_SLOTS - 1);
+    return at;
+}
+
+static void note_zone(const struct memzone *zone, void *argument) {
+    struct zone_labels *zones = argument;
+    uint64_t at;
+    if (zone->address == 0 || zones->used >= ZONE_SLOTS / 2) return;
+    at = zone_slot(zones, zone->address);
+    if (zones->slots[at].address == 0) zones->used++;
+    zones->slots[at].address = zone->address;
+    zones->slots[at].label = copy_label("memzone:", zone->name);
+}
 
 struct snapshot {
     struct busy_block *blocks;
@@ -149,36 +176,67 @@ static long snapshot_write(void *cookie, const char *text, size_t size) {
     return (long) size;
 }
 
+static void append_busy_blocks(const struct snapshot *snapshot, const struct zone_labels *zones) {
+    struct thread_slot *thread = thread_self();
+    uint64_t i;
+    if (thread == NULL) return;
+    for (i = 0; i < snapshot->count; i++) {
+        const struct busy_block *block = &snapshot->blocks[i];
+        uint64_t at = zone_slot(zones, block->address);
+        int is_zone = zones->slots[at].address != 0;
+        append(thread, WHAT(EVENT_BASELINE_BLOCK, is_zone ? API_MEMZONE_RESERVE : API_NONE, -1), block->address, block->size, 0,
+               is_zone ? zones->slots[at].label : 0);
+    }
+}
+
+static void *map_memory(uint64_t bytes) {
+    long address = syscall(SYS_MMAP, 0L, (long) bytes, 3L, 0x22L, -1L, 0L);
+    return address < 0 ? NULL : (void *) address;
+}
+
 /*
- * Takes a snapshot: MARK_HEAP_SNAPSHOT at the moment that holds for each heap, then a BASELINE_BLOCK a busy element,
- * then MARK_BASELINE_ENDED with `number`. Returns the number of blocks, or -1. `one_heap` says that only one heap has
- * elements.
+ * Takes a snapshot: MARK_BASELINE_STARTED, then MARK_HEAP_SNAPSHOT at the moment that holds for each heap, then a
+ * BASELINE_BLOCK a busy element, then MARK_BASELINE_ENDED with `number`. Returns the number of blocks, -1 without
+ * memory, -2 if the heap is gone. `one_heap` says that only one heap has elements.
  */
 int64_t snapshot_take(void (*dump_heaps)(void *), uint64_t number, int one_heap) {
     struct snapshot snapshot;
     struct stream_functions functions;
-    void *stream;
-    uint64_t i;
-    long memory;
+    struct zone_labels *zones;
+    void *stream = NULL;
+    int64_t settle[2];
+    if (agent.heap_gone) return -2;
     memset(&snapshot, 0, sizeof snapshot);
     memset(&functions, 0, sizeof functions);
     functions.write = snapshot_write;
     snapshot.number = number;
     snapshot.capacity = 1 << 16;
-    memory = syscall(SYS_MMAP, 0L, (long) (snapshot.capacity * sizeof(struct busy_block)), 3L, 0x22L, -1L, 0L);
-    if (memory < 0) return -1;
-    snapshot.blocks = (struct busy_block *) memory;
-    stream = fopencookie(&snapshot, "w", functions);
+    snapshot.blocks = map_memory(snapshot.capacity * sizeof(struct busy_block));
+    zones = map_memory(sizeof *zones);
+    if (snapshot.blocks != NULL && zones != NULL) stream = fopencookie(&snapshot, "w", functions);
     if (stream == NULL) return -1;
+    agent_mark(MARK_BASELINE_STARTED, number);
+    settle[0] = 0;
+    settle[1] = SETTLE_NS;
+    syscall(SYS_NANOSLEEP, settle, 0L);
+    if (agent.walk_memzones != NULL) agent.walk_memzones(note_zone, zones);
     setvbuf(stream, NULL, 2 /* _IONBF: we must see the text while the lock is held */, 0);
     if (one_heap) snapshot.stream_flags = stream;
     dump_heaps(stream);
     fclose(stream);
     if (!snapshot.failed) {
         if (snapshot.heaps == 0) agent_mark(MARK_HEAP_SNAPSHOT, number);
-        for (i = 0; i < snapshot.count; i++) agent_baseline_block(snapshot.blocks[i].address, snapshot.blocks[i].size);
+        append_busy_blocks(&snapshot, zones);
         agent_mark(MARK_BASELINE_ENDED, number);
     }
     syscall(SYS_MUNMAP, snapshot.blocks, (long) (snapshot.capacity * sizeof(struct busy_block)));
+    syscall(SYS_MUNMAP, zones, (long) sizeof *zones);
     return snapshot.failed ? -1 : (int64_t) snapshot.count;
+}
+
+/* The program is about to let go of its heap: the last moment to look at it. Called on the program's thread. */
+void cleanup_started(void) {
+    if (agent.dump_heaps != NULL) snapshot_take(agent.dump_heaps, FINAL_BASELINE, 0);
+    agent_mark(MARK_EAL_CLEANUP_STARTED, 0);
+    publish_u32(&agent.heap_gone, 1);
 }

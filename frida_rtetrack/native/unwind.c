@@ -92,7 +92,7 @@ struct unwind_state {
     uint64_t plain_loops;
     uint64_t rows_filled;
     uint64_t pad[4];
-    uint64_t rows[2][SET_COUNT]; /* of each set the newer row, and the older */
+    uint64_t rows[2 * SET_COUNT]; /* the newer row of each set, then the older of each */
     struct module_slot modules[UNWIND_MAX_MODULES];
 };
 
@@ -210,12 +210,12 @@ uint64_t unwind_row(struct unwind_state *state, uint64_t ra)
     uint64_t info, generation, *row;
     if (ra >> ADDRESS_BITS || ra == 0)
         return ROW(ROW_NO_TABLE, 0);
-    info = cached_row(state->rows[0], ra);
+    info = cached_row(state->rows, ra);
     if (info != ROW_NONE)
         return info;
     generation = load_word(&state->generation);
     info = compute_row(state, ra);
-    row = state->rows[0] + row_set(ra);
+    row = state->rows + row_set(ra);
     store_word(row + SET_COUNT, load_word(row));
     store_word(row, row_tag(ra) | info);
     store_word(&state->rows_filled, 1);
@@ -237,7 +237,7 @@ static void forget_rows(struct unwind_state *state, uint64_t start, uint64_t end
     if (!load_word(&state->rows_filled))
         return;
     for (i = 0; i < 2 * SET_COUNT; i++) {
-        uint64_t *place = state->rows[0] + i, row = load_word(place);
+        uint64_t *place = state->rows + i, row = load_word(place);
         if (row != 0) {
             uint64_t pc = row_address(row, i & (SET_COUNT - 1)) - 1;
             if (pc >= start && pc < end)
@@ -902,7 +902,7 @@ int unwind_walk_with_memo(struct unwind_state *state, struct unwind_memo *memo, 
     walk.frames_start = trace->frames;
     walk.frames = trace->frames;
     walk.frames_end = trace->frames + trace->max_frames;
-    walk.rows = state->rows[0];
+    walk.rows = state->rows;
     walk.state = state;
     walk.plain_loops = state->plain_loops != 0;
     walk.interrupted = 0;

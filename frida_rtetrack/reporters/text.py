@@ -10,14 +10,23 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from frida_rtetrack.badfree import BadFreeReport
-from frida_rtetrack.names import Stack, Thread
-from frida_rtetrack.summary import CallSite, Summary
+from frida_rtetrack.heap import HeapDifference
+from frida_rtetrack.names import Names, Stack, Thread
+from frida_rtetrack.summary import CallSite, Leaks, Summary
 from frida_rtetrack.symbols import Frame
 from frida_rtetrack.tracking import BadFreeKind
 
 if TYPE_CHECKING:
     from frida_rtetrack.host import Stats
 
+_TITLES = {
+    BadFreeKind.DUPLICATE: "Duplicate free",
+    BadFreeKind.STRAY: "Stray free",
+    BadFreeKind.INTERIOR: "Interior free",
+    BadFreeKind.MEMZONE: "Memzone free",
+    BadFreeKind.FOREIGN: "Foreign free",
+    BadFreeKind.AFTER_CLEANUP: "After-cleanup free",
+}
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -77,11 +86,8 @@ def stack(shown: Stack | None, indent: str = "      ") -> Iterator[str]:
 
 def bad_free_title(report: BadFreeReport) -> str:
     """The first line: `Duplicate free of address: 0x...` and who did it."""
-    word = {BadFreeKind.DUPLICATE: "Duplicate", BadFreeKind.STRAY: "Stray"}.get(
-        report.kind, report.kind.name.capitalize()
-    )
     return (
-        f"{word} free of address: {report.address:#x} (bad free {report.number}, {report.function} by {report.thread})"
+        f"{_TITLES[report.kind]} of address: {report.address:#x} (bad free {report.number}, {report.function} by {report.thread})"
     )
 
 
@@ -89,6 +95,8 @@ def bad_free(report: BadFreeReport) -> Iterator[str]:
     """The whole report: title, verdict and up to three stacks."""
     yield bad_free_title(report)
     yield f"    {report.detail}"
+    if report.element is not None:
+        yield f"    DPDK's own element header there says: {report.element}."
     yield "    This free:"
     yield from stack(report.stack)
     if report.first_freed is not None:
@@ -98,7 +106,7 @@ def bad_free(report: BadFreeReport) -> Iterator[str]:
     if report.allocated is not None:
         block = report.allocated
         if block.baseline:
-            yield f"    The block, of {size(block.size_bytes)}, was there before the tracking began."
+            yield f"    The block at {block.address:#x}, of {size(block.size_bytes)}, was there before the tracking began."
         else:
             yield (
                 f"    Allocated {duration(block.seconds_before)} before, {size(block.size_bytes)} of type {block.type}, "
@@ -132,6 +140,7 @@ def stats(figures: Stats) -> Iterator[str]:
     )
     yield f"frees         {figures.frees:,} ({figures.frees_per_second:,.0f} a second)"
     yield f"resizes       {figures.resizes:,}"
+    yield f"memzones      {count(figures.memzones[0], 'block')}, {size(figures.memzones[1])} (among the live ones)"
     yield f"bad frees     {figures.bad_frees:,}"
     yield f"events lost   {figures.lost:,}"
     if figures.by_type:
@@ -181,18 +190,49 @@ def summary(found: Summary) -> Iterator[str]:
             yield from call_site(site)
     else:
         yield "still live: nothing"
+    if found.leaks is not None:
+        yield from leaks(found.leaks)
+    if found.verified is not None:
+        yield from verified(found.verified, found.names)
     total = len(found.bad_frees) + found.bad_frees_not_kept
     if not total:
         yield "no bad frees"
         return
     kinds: dict[str, int] = {}
     for report in found.bad_frees:
-        kinds[report.kind.name.lower()] = kinds.get(report.kind.name.lower(), 0) + 1
+        kinds[report.kind.value] = kinds.get(report.kind.value, 0) + 1
     yield f"{count(total, 'bad free')}: {', '.join(f'{number:,} {kind}' for kind, number in sorted(kinds.items()))}"
     for report in found.bad_frees[:10]:
         yield f"  {bad_free_title(report)}"
     if total > 10:
         yield f"  ... and {total - 10:,} more"
+
+
+def leaks(found: Leaks) -> Iterator[str]:
+    """The leak report."""
+    eal = f"(and {size(found.eal_bytes)} in {count(found.eal_blocks, 'block')} of EAL's own)"
+    if not found.blocks:
+        yield f"at rte_eal_cleanup: everything was freed {eal}"
+        return
+    yield f"not freed at rte_eal_cleanup: {size(found.size_bytes)} in {count(found.blocks, 'block')} {eal}"
+    for site in found.call_sites:
+        yield from call_site(site)
+
+
+def verified(found: HeapDifference, names: Names) -> Iterator[str]:
+    """The answer of `verify`."""
+    if not found:
+        yield f"verify: the {count(found.busy, 'busy block')} of DPDK's heap and the live set are the same"
+        return
+    yield (
+        f"verify: {count(len(found.missing), 'block')} of DPDK's heap not tracked, "
+        f"{count(len(found.unexpected), 'tracked block')} not busy there"
+    )
+    for element in found.missing[:20]:
+        yield f"  missing     {element.address:#x}, element of {size(element.size_bytes)}"
+    for block in found.unexpected[:20]:
+        yield f"  unexpected  {block.address:#x}, {size(block.size_bytes)} of type {names.label_text(block.label)}"
+        yield from stack(names.stack(block.stack))
 
 
 def thread(shown: Thread | None) -> str:

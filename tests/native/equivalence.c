@@ -101,7 +101,7 @@ static int is_by_bp(uint64_t kind)
 
 static int goes_on(uint64_t ra, int bp_is_good)
 {
-    uint64_t kind = cached_row(state->rows[0], ra) >> ROW_KIND_SHIFT;
+    uint64_t kind = cached_row(state->rows, ra) >> ROW_KIND_SHIFT;
     return kind != ROW_OUTERMOST && kind != ROW_UNSUPPORTED && (bp_is_good || !is_by_bp(kind)) &&
            (below(8) == 0 || (kind != ROW_LOST_SP && kind != ROW_LOST_BP));
 }
@@ -114,7 +114,7 @@ static void lay_chain(void)
         stack[i] = random_word(i);
     chain_length = 0;
     while (now.sp + 64 < WORDS) {
-        uint64_t info = cached_row(state->rows[0], now.ra), kind = info >> ROW_KIND_SHIFT;
+        uint64_t info = cached_row(state->rows, now.ra), kind = info >> ROW_KIND_SHIFT;
         uint64_t units = info & 0xffff, n = (info >> 16) & 0xff, base = now.sp, cfa, next_bp;
         int64_t inner = (int64_t)((info >> 12 & 0xfff) ^ 0x800) - 0x800;
         chain[chain_length++] = (struct state_at){now.ra, stack_address(now.sp), stack_address(now.bp)};
@@ -216,11 +216,11 @@ int main(int argc, char **argv)
                 uint64_t *row, *row_of_pc;
                 do {
                     known[i] = 1 + below((1ULL << 47) - 1);
-                    row = state->rows[0] + row_set(known[i]);
-                    row_of_pc = state->rows[0] + row_set(known[i] - 1);
-                } while (taken[row - state->rows[0]] || (row[0] != 0 && row[SET_COUNT] != 0) || row_of_pc[0] != 0);
+                    row = state->rows + row_set(known[i]);
+                    row_of_pc = state->rows + row_set(known[i] - 1);
+                } while (taken[row - state->rows] || (row[0] != 0 && row[SET_COUNT] != 0) || row_of_pc[0] != 0);
                 row[row[0] != 0 ? SET_COUNT : 0] = row_tag(known[i]) | random_info();
-                taken[row_of_pc - state->rows[0]] = 1;
+                taken[row_of_pc - state->rows] = 1;
             }
             state->generation++;
         }

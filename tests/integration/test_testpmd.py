@@ -1,0 +1,89 @@
+"""A real program that nobody here wrote: dpdk-testpmd from Debian's packages."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+
+import pytest
+from tracked import Runner, Tracked, foreign_mappings, functions
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("dpdk-testpmd") is None, reason="Debian's package dpdk-dev is not installed"
+)
+
+TYPES = {"rte_services", "rte_service_core_states", "net_null0", "net_null1", "testpmd: ports"}
+
+
+def arguments() -> list[str]:
+    return [
+        *("--no-huge", "-m", "512", "--no-pci", "--no-telemetry", "--no-shconf"),
+        *("--file-prefix", f"t{os.getpid()}", "--vdev", "net_null0", "--vdev", "net_null1"),
+        *("--", "-i", "--total-num-mbufs=2048"),
+    ]
+
+
+def dump_of(tracked: Tracked, pid: int, count: int) -> set[str]:
+    os.kill(pid, signal.SIGRTMIN)
+    tracked.wait_for(rf"(SIGRTMIN: .* written to[^$]*){{{count}}}", "stderr")
+    return {row.type for row in tracked.dump}
+
+
+def test_spawned(runner: Runner, engine: str) -> None:
+    tracked = runner.spawn("dpdk-testpmd", *arguments(), options=["--engine", engine])
+    tracked.wait_for("testpmd> ")
+    assert dump_of(tracked, tracked.target, 1) >= TYPES
+    tracked.tell("quit")
+    assert tracked.finish() == 0
+    found = tracked.summary
+    assert found["bad_frees"] == []
+    assert found["events"]["lost"] == 0
+    for site in found["call_sites"]:
+        assert functions(site["backtrace"])[-1] in ("_start", None) or len(site["backtrace"]) >= 16
+
+
+def test_attached_while_it_forwards(runner: Runner, engine: str) -> None:
+    program = runner.start("dpdk-testpmd", *arguments())
+    program.wait_for("testpmd> ")
+    program.tell("start")
+    tracked = runner.attach(program.pid, options=["--engine", engine])
+    program.ask("port stop all", "Done")
+    program.ask("port close 1", "Done")
+    program.ask("port attach net_null7", "Done")
+    assert "net_null7" in dump_of(tracked, program.pid, 1)
+    tracked.send_signal(signal.SIGINT)
+    assert tracked.wait() == 0
+    assert tracked.summary["bad_frees"] == []
+    assert not foreign_mappings(program.pid)
+    program.tell("quit")
+    assert program.finish() == 0
+
+
+def test_it_ends_tracked_as_it_ends_alone(runner: Runner) -> None:
+    program = runner.start("dpdk-testpmd", *arguments())
+    program.wait_for("testpmd> ")
+    tracked = runner.attach(program.pid)
+    program.tell("quit")
+    assert program.finish() == 0
+    assert tracked.wait() == 0
+    assert tracked.summary["bad_frees"] == []
+    assert re.search("Bye", program.stdout)
+
+
+def test_its_locked_memory_grows_by_little(runner: Runner) -> None:
+    def resident_kib(pid: int) -> int:
+        found = re.search(r"^VmRSS:\s+(\d+) kB", open(f"/proc/{pid}/status").read(), re.MULTILINE)
+        assert found is not None
+        return int(found[1])
+
+    program = runner.start("dpdk-testpmd", *arguments())
+    program.wait_for("testpmd> ")
+    assert re.search(r"^VmLck:\s+[1-9]", open(f"/proc/{program.pid}/status").read(), re.MULTILINE)
+    before = resident_kib(program.pid)
+    tracked = runner.attach(program.pid)
+    assert resident_kib(program.pid) - before < 250 * 1024
+    tracked.send_signal(signal.SIGINT)
+    assert tracked.wait() == 0
+    assert resident_kib(program.pid) - before < 40 * 1024
