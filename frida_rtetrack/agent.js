@@ -34,7 +34,7 @@ const FUNCTIONS = {
   rte_eal_cleanup: { does: 'cleanup' },
   rte_eal_init: { does: 'init' },
 };
-const DEFINING = ['rte_malloc_socket', 'rte_free']; // a module with both of these is DPDK
+const ALLOCATING = ['rte_malloc_socket', 'rte_malloc', 'rte_zmalloc_socket', 'rte_zmalloc']; // DPDK has rte_free and one of these
 
 // struct rte_memzone (rte_memzone.h): name[32], iova, addr, len
 const MEMZONE_ADDRESS = 40;
@@ -453,8 +453,11 @@ class Session {
   }
 
   // The function's address if this module itself defines it. findExportByName also answers for what a module imports;
-  // such a module has no other one of that name of its own, and the slow look into .symtab can be saved.
+  // such a module has no other one of that name of its own, and the slow look into .symtab can be saved. What the host
+  // found in a debug file, or was told by --symbol, comes first.
   find(module, name) {
+    const given = (this.options.symbols[module.path] ?? this.options.symbols[module.name])?.[name];
+    if (given !== undefined) return module.base.add(given);
     const address = module.findExportByName(name) ?? module.findSymbolByName(name);
     const inside = address !== null && address.compare(module.base) >= 0 && address.compare(module.base.add(module.size)) < 0;
     return inside ? address : null;
@@ -463,7 +466,7 @@ class Session {
   hookModule(module) {
     const { library } = this.options;
     if (library !== null && !matchesLibrary(module, library)) return;
-    if (!DEFINING.every(name => this.find(module, name) !== null)) return;
+    if (this.find(module, 'rte_free') === null || !ALLOCATING.some(name => this.find(module, name) !== null)) return;
     const hooked = [];
     const taken = new Set();
     for (const name of Object.keys(FUNCTIONS)) {

@@ -30,6 +30,8 @@ def _tracking_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True, help="How to hook and unwind."),
             click.option("--lib", "library", metavar="NAME", envvar="RTE_MALLOC_TRACK_DPDK_LIBNAME",
                          help="The module with DPDK in it (default: whichever defines its functions)."),
+            click.option("--symbol", "symbols", multiple=True, metavar="FUNCTION=MODULE+0xOFFSET",
+                         help="Where a function of DPDK is in a stripped program that has DPDK linked in."),
             click.option("--backtrace/--no-backtrace", default=True, envvar="RTE_MALLOC_TRACK_BACKTRACE", help="Record stacks (default)."),
             click.option("--free-backtrace/--no-free-backtrace", default=True, help="Record the stacks of frees too (default)."),
             click.option("--max-frames", type=click.IntRange(1, MAX_FRAMES), default=64, show_default=True, help="Frames of a stack."),
@@ -170,7 +172,7 @@ class _Run:
         if not self._host.hooks:
             self._reporter.problem(
                 f"{os.path.basename(found.argv[0]) if found.argv else 'The program'} never loaded DPDK: no module defined "
-                "rte_malloc_socket and rte_free (exported names and .symtab were searched)."
+                "rte_malloc_socket and rte_free (exported names, .symtab and the debug file were searched; --symbol says where they are)."
             )
         if self._summary_path is not None:
             try:

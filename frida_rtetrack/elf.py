@@ -11,6 +11,7 @@ import functools
 import lzma
 import os
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,6 +96,18 @@ class FunctionTable:
                 binding = (STB_GLOBAL, STB_WEAK, STB_LOCAL).index(min(int(self._bindings[i]), STB_WEAK))
                 names.append((len(name) - len(name.lstrip("_")), binding, name))
         return Function(min(names)[2], start) if names else None
+
+    def addresses(self, names: Sequence[str]) -> dict[str, int]:
+        """Where the functions called exactly `names` start; those that are not here are left out."""
+        found = {}
+        for name in names:
+            wanted, at = name.encode() + b"\0", -1
+            while (at := self._strings.find(wanted, at + 1)) >= 0:
+                rows = np.flatnonzero(self._names == at)  # an offset into the middle of another name is none of ours
+                if rows.size:
+                    found[name] = int(self._starts[rows[0]])
+                    break
+        return found
 
     def _name(self, offset: int) -> str:
         end = self._strings.find(b"\0", offset)

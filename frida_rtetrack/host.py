@@ -28,6 +28,7 @@ from frida_rtetrack import badfree, process, summary
 from frida_rtetrack.addressspace import AddressSpace, HeapRegion
 from frida_rtetrack.agentlink import AgentLink, limited, native_source
 from frida_rtetrack.badfree import BadFreeReport, Circumstances
+from frida_rtetrack.dpdksymbols import from_debug_file, parse_symbols
 from frida_rtetrack.dump import DumpError, write_dump
 from frida_rtetrack.errors import (
     AgentFailed,
@@ -75,6 +76,8 @@ class Options:
     engine: str = "auto"
     library: str | None = None
     """The module with DPDK in it; None: whichever defines the functions."""
+    symbols: tuple[str, ...] = ()
+    """FUNCTION=MODULE+0xOFFSET, for a stripped program with DPDK linked in."""
     backtrace: bool = True
     free_backtrace: bool = True
     max_frames: int = 64
@@ -211,6 +214,7 @@ class Host:
         `resume=False` the program waits for `resume()`. Raises RtetrackError.
         """
         host = cls(options or Options(), observer)
+        parse_symbols(host.options.symbols)
         path = process.find_program(argv[0])
         process.check_executable(os.path.realpath(path), argv[0])
         gated = launch(path, argv, terminal=terminal)
@@ -228,6 +232,7 @@ class Host:
     def attach(cls, target: int | str, options: Options | None = None, observer: Observer | None = None) -> Host:
         """Joins the running process `target`, a pid or a process name. Raises RtetrackError."""
         host = cls(options or Options(), observer)
+        parse_symbols(host.options.symbols)
         pid = process.find_process(str(target))
         process.check_attachable(pid)
         try:
@@ -281,11 +286,20 @@ class Host:
             "maxFrames": options.max_frames,
             "allocationBacktrace": options.backtrace,
             "freeBacktrace": options.backtrace and options.free_backtrace,
+            "symbols": self._symbols(),
             "verify": options.verify,
             "signal": int(signal.SIGRTMIN),
             "sessionBytes": self._memory.counter("total_bytes"),
             "populateBytes": self._memory.counter("stacks_offset"),
         }
+
+    def _symbols(self) -> dict[str, dict[str, int]]:
+        """Where functions are that the agent cannot find by itself: the debug file's word, then the user's."""
+        try:
+            program = os.readlink(f"/proc/{self.pid}/exe")
+        except OSError:
+            return parse_symbols(self.options.symbols)
+        return {**from_debug_file(program), **parse_symbols(self.options.symbols)}
 
     def _engine(self) -> str:
         native_here = platform.machine() == "x86_64"
@@ -311,7 +325,7 @@ class Host:
             f"Process {self.pid} has no module that defines rte_malloc_socket and rte_free "
             f"({len(names)} modules were searched, exported names and .symtab).",
             f"Modules that come close: {', '.join(close[:8])}." if close
-            else "Is it the right process? If it loads DPDK later, start it with `rtetrack-frida spawn`.",
+            else "Is it the right process? Where DPDK is linked in and stripped, its debug file or --symbol helps.",
         )  # fmt: skip
 
     def resume(self) -> None:

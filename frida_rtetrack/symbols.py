@@ -181,6 +181,18 @@ class Symbolizer:
             self._names[identity] = None
             return None
 
+    def functions_in_debug_file(self, module: Module, names: Sequence[str]) -> dict[str, int]:
+        """Offsets from the module's base of the functions `names` that its debug file has; {} without a debug file."""
+        elf = self._files.elf(module.path)
+        debug = None if elf is None else self._debug_file(elf, module.path)
+        if elf is None or debug is None:
+            return {}
+        found: dict[str, int] = {}
+        for table in debug.functions():
+            for name, address in table.addresses(names).items():
+                found.setdefault(name, address - elf.first_load)
+        return found
+
     def _debug_file(self, elf: ElfFile, path: str) -> ElfFile | None:
         """The detached debug file: by build-id, then by debuglink, where GDB looks; it must prove that it fits."""
         if elf.build_id:

@@ -419,7 +419,7 @@ class TrackingMap:
         table.resize_stack[rows] = 0
         table.thread[rows] = threads(events)
         table.api[rows] = events["api"]
-        table.socket[rows] = np.where(baseline, -1, events["socket"])
+        table.socket[rows] = events["socket"]
         table.origin[rows] = baseline  # Origin.SEEN is 0, Origin.BASELINE 1
         table.live[rows] = True
 

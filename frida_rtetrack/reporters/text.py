@@ -86,9 +86,7 @@ def stack(shown: Stack | None, indent: str = "      ") -> Iterator[str]:
 
 def bad_free_title(report: BadFreeReport) -> str:
     """The first line: `Duplicate free of address: 0x...` and who did it."""
-    return (
-        f"{_TITLES[report.kind]} of address: {report.address:#x} (bad free {report.number}, {report.function} by {report.thread})"
-    )
+    return f"{_TITLES[report.kind]} of address: {report.address:#x} (bad free {report.number}, {report.function} by {report.thread})"
 
 
 def bad_free(report: BadFreeReport) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tracked import Process, Runner, eventually, foreign_mappings
 
 from frida_rtetrack.dump import read_dump
 
-PROMPT = "rtetrack> "
+PROMPT = "rtetrack>"
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[()][A-Z0-9]|\r")
 
 
@@ -33,11 +34,34 @@ class Terminal:
             dimensions=(40, 200),
         )
         self.child.delaybeforesend = None
+        self.raw, self.seen = "", 0
+
+    def read_on(self, pattern: str | None) -> None:
+        """Reads until `pattern` (None: the end of the terminal) has come up since the last one."""
+        deadline = time.monotonic() + 30
+        while pattern is None or not re.search(pattern, self.text[self.seen :], re.MULTILINE):
+            assert time.monotonic() < deadline, f"{pattern!r} does not come up:\n{self.text}"
+            try:
+                self.raw += self.child.read_nonblocking(65536, timeout=0.2)
+            except pexpect.TIMEOUT:
+                continue
+            except pexpect.EOF:
+                assert pattern is None, f"{pattern!r} did not come up:\n{self.text}"
+                return
+
+    @property
+    def text(self) -> str:
+        """All that was ever written to the terminal, without escape sequences."""
+        return ESCAPES.sub("", self.raw)
 
     def expect(self, pattern: str) -> str:
-        """Waits for `pattern` on the screen; what stood there before it, and it, without escape sequences."""
-        self.child.expect(pattern)
-        return ESCAPES.sub("", str(self.child.before) + str(self.child.after))
+        """Waits for `pattern`; what came before it since the last one, and it."""
+        self.read_on(pattern)
+        found = re.search(pattern, self.text[self.seen :], re.MULTILINE)
+        assert found is not None
+        answer = self.text[self.seen : self.seen + found.end()]
+        self.seen += found.end()
+        return answer
 
     def command(self, line: str, pattern: str) -> str:
         """Types a command and waits for its answer."""
@@ -46,8 +70,8 @@ class Terminal:
 
     def status(self) -> int:
         """Waits for the end; the exit status, 128 + N for signal N."""
-        self.child.expect(pexpect.EOF)
-        self.rest = ESCAPES.sub("", str(self.child.before))
+        self.read_on(None)
+        self.rest = self.text[self.seen :]
         self.child.close()
         return 128 + self.child.signalstatus if self.child.exitstatus is None else self.child.exitstatus
 
@@ -66,7 +90,7 @@ def spawned(runner: Runner, tmp_path: Path) -> Iterator[Terminal]:
             runner.program("waiter"),
         ],
     )
-    terminal.expect("ready\r?\n")
+    terminal.expect("^ready$")
     terminal.expect(PROMPT)
     yield terminal
     terminal.child.close(force=True)
@@ -146,7 +170,7 @@ def test_pause_and_resume(spawned: Terminal) -> None:
     spawned.command("send leak 1001", "leaked 0x")
     spawned.command("resume", "Recording")
     spawned.command("send leak 1002", "leaked 0x")
-    assert "4 blocks" in spawned.command("stats", "peak")
+    assert re.search(r"^allocations +4 ", spawned.command("stats", "^frees"), re.MULTILINE)
 
 
 def test_unknown_and_damaged_commands_are_told(spawned: Terminal) -> None:
@@ -191,7 +215,7 @@ def test_ctrl_c_reaches_the_spawned_program(spawned: Terminal) -> None:
 
 def test_a_second_ctrl_c_kills_it(runner: Runner) -> None:
     terminal = Terminal(runner, ["spawn", runner.program("waiter"), "ignore-sigint"])
-    terminal.expect("ready\r?\n")
+    terminal.expect("^ready$")
     terminal.expect(PROMPT)
     terminal.child.sendcontrol("c")
     terminal.expect("interrupted")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from frida_rtetrack import blocktable
 from frida_rtetrack.events import EVENT_DTYPE, SIZE_BITS, Api, EventBatch, Kind, Mark
+from frida_rtetrack.rules import MEMZONE_APIS
 from frida_rtetrack.tracking import (
     BLOCK_DTYPE,
     BadFree,
@@ -181,6 +182,10 @@ class Model:
 
     def on_freed(self, event: Event, now_ns: int) -> None:
         if event.address in self.live:
+            block = self.live[event.address]
+            if block.api in MEMZONE_APIS and event.api != Api.MEMZONE_FREE:
+                who = (event.address, self.events, now_ns, event.thread, event.stack, event.api)
+                self.bad.append(BadFree(BadFreeKind.MEMZONE, *who, block, None, True))
             self.count["frees"] += 1
             self.count["freed_bytes"] += self.live[event.address].size_bytes
             self.release(event.address, event, now_ns)
@@ -829,3 +834,27 @@ def test_batch_of_another_type_is_refused() -> None:
 def test_an_empty_batch_is_nothing(tracking: TrackingMap) -> None:
     assert tracking.apply(batch_of(), NOW_NS) == []
     assert (tracking.events, tracking.live().size, tracking.totals) == (0, 0, Totals())
+
+
+def test_rte_free_of_a_memzone_is_reported_and_still_frees_it() -> None:
+    tracking = TrackingMap()
+    tracking.apply(batch_of(allocated(A, 100, api=Api.MEMZONE_RESERVE), allocated(B, 100, api=Api.MEMZONE_RESERVE)), 0)
+    (bad,) = tracking.apply(batch_of(freed(A), freed(B, api=Api.MEMZONE_FREE)), 0)
+    assert (bad.kind, bad.address, bad.allocated and bad.allocated.size_bytes) == (BadFreeKind.MEMZONE, A, 100)
+    assert tracking.live_blocks == 0
+
+
+def test_rte_free_of_a_memzone_is_reported_among_many_events_too() -> None:
+    tracking = TrackingMap()
+    noise = [event for i in range(100) for event in (allocated(B + 64 * i), freed(B + 64 * i))]
+    tracking.apply(batch_of(*noise, allocated(A, 100, api=Api.MEMZONE_RESERVE_ALIGNED), *noise), 0)
+    assert [bad.kind for bad in tracking.apply(batch_of(*noise, freed(A), *noise), 0)] == [BadFreeKind.MEMZONE]
+
+
+def test_the_block_around_an_address_is_the_one_that_was_live_at_that_moment() -> None:
+    tracking = TrackingMap()
+    found = tracking.apply(batch_of(allocated(A, 1000), freed(A + 64), freed(A), freed(A + 128)), 0)
+    inside, outside = tracking.containing(found)
+    assert inside is not None
+    assert (inside.address, inside.size_bytes) == (A, 1000)
+    assert outside is None
