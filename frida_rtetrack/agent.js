@@ -296,6 +296,7 @@ class NativeEngine {
     this.unwinderBytes = session.native('unwind_state_bytes', 'uint64', [])().toNumber();
     this.unwinder = map(this.unwinderBytes, MAP_PRIVATE_ANONYMOUS, -1, [MADV_DONTFORK, MADV_DONTDUMP]);
     session.native('agent_use_unwinder', 'void', ['pointer'])(this.unwinder);
+    session.native('hooks_start', 'void', [])();
     this.uncounted = session.native('hooks_uncounted', 'uint64', []);
   }
 

@@ -27,6 +27,7 @@ struct originals {
     int (*rte_eal_cleanup)(void);
     int (*rte_eal_init)(int, char **);
     volatile uint64_t search; /* where inherit_private goes on */
+    volatile uint64_t wrapping; /* threads inside of rte_eal_init or rte_eal_cleanup: our hook is on their stacks */
     volatile uint64_t uncounted; /* threads inside of a hook that have no slot of their own */
 };
 
@@ -44,6 +45,10 @@ struct thread_private {
     struct walk_cache allocation, release;
     /* two memos follow */
 };
+
+static struct unwind_memo *memo_of(struct thread_private *own, int release) {
+    return (struct unwind_memo *) ((uint8_t *) (own + 1) + (release ? unwind_memo_bytes() : 0));
+}
 
 #define PRIVATE_BYTES ((long) ((sizeof(struct thread_private) + 2 * unwind_memo_bytes() + 4095) & ~4095UL))
 #define INHERITANCE_SEARCH 16
@@ -73,6 +78,25 @@ static struct thread_private *private_of(struct thread_slot *thread) {
 }
 
 /*
+ * Whether a hook was reached from another one's original by a tail call (rte_malloc jumps to rte_malloc_socket): then
+ * the return address lies in that hook, which counts the call. A cheap answer for the commonest nesting.
+ */
+void *hook_rte_malloc(const char *, size_t, unsigned);
+uint64_t hooks_uncounted(void);
+#define IN_HOOKS(address) ((address) - (uint64_t) hook_rte_malloc < (uint64_t) hooks_uncounted - (uint64_t) hook_rte_malloc)
+#define FROM_HOOK(frame) IN_HOOKS((frame)[1])
+
+/* Takes our own hooks of rte_eal_init and rte_eal_cleanup out of a trace: the program's stack has no such frame. */
+static void take_out_hooks(struct unwind_trace *trace) {
+    int32_t i, kept = 0;
+    for (i = 0; i < trace->count; i++)
+        if (!IN_HOOKS(trace->frames[i])) trace->frames[kept++] = trace->frames[i];
+    trace->count = kept;
+    trace->hash = hash_stack(trace->frames, (uint32_t) kept);
+    trace->number = 0;
+}
+
+/*
  * The number of the stack above the hook whose frame is `frame` (saved rbp, then the return address). 0: not stored.
  */
 static uint32_t stack_above(struct thread_slot *thread, const uint64_t *frame, int release) {
@@ -93,13 +117,12 @@ static uint32_t stack_above(struct thread_slot *thread, const uint64_t *frame, i
     trace.high = thread->stack_high;
     trace.frames = frames;
     trace.max_frames = (int32_t) agent.max_frames;
-    if (own == NULL) {
-        unwind_walk_with_memo(agent.unwinder, NULL, &trace);
+    cache = own == NULL ? NULL : release ? &own->release : &own->allocation;
+    unwind_walk_with_memo(agent.unwinder, own == NULL ? NULL : memo_of(own, release), &trace);
+    if (originals.wrapping != 0) take_out_hooks(&trace);
+    if (cache == NULL || trace.number == 0)
         return intern_stack(trace.hash, frames, (uint32_t) trace.count, (uint32_t) trace.end);
-    }
-    cache = release ? &own->release : &own->allocation;
-    unwind_walk_with_memo(agent.unwinder, (struct unwind_memo *) ((uint8_t *) (own + 1) + (release ? unwind_memo_bytes() : 0)), &trace);
-    if (trace.number != 0 && trace.number == cache->number && epoch == cache->epoch) return cache->stack;
+    if (trace.number == cache->number && epoch == cache->epoch) return cache->stack;
     cache->stack = intern_stack(trace.hash, frames, (uint32_t) trace.count, (uint32_t) trace.end);
     cache->number = trace.number;
     cache->epoch = epoch;
@@ -149,14 +172,6 @@ static void note_reservation(struct thread_slot *thread, const uint64_t *frame, 
     if (zone == NULL) append(thread, WHAT(EVENT_ALLOCATION_FAILED, api, socket), 0, length, stack, label);
     else append(thread, WHAT(EVENT_ALLOCATED, api, socket), zone->address, zone->length, stack, label);
 }
-
-/*
- * Whether a hook was reached from another one's original by a tail call (rte_malloc jumps to rte_malloc_socket): then
- * the return address lies in that hook, which counts the call. A cheap answer for the commonest nesting.
- */
-void *hook_rte_malloc(const char *, size_t, unsigned);
-uint64_t hooks_uncounted(void);
-#define FROM_HOOK(frame) ((frame)[1] - (uint64_t) hook_rte_malloc < (uint64_t) hooks_uncounted - (uint64_t) hook_rte_malloc)
 
 /* ---- one hook a function: hook_rte_malloc first, hooks_uncounted after the last ---- */
 
@@ -282,9 +297,11 @@ int hook_rte_eal_cleanup(void) {
     int result;
     if (!agent.on) return originals.rte_eal_cleanup();
     atomic_add(&originals.uncounted, 1);
+    atomic_add(&originals.wrapping, 1);
     cleanup_started();
     result = originals.rte_eal_cleanup();
     agent_mark(MARK_EAL_CLEANUP_ENDED, 0);
+    atomic_add(&originals.wrapping, (uint64_t) -1);
     atomic_add(&originals.uncounted, (uint64_t) -1);
     return result;
 }
@@ -293,9 +310,11 @@ int hook_rte_eal_init(int argc, char **argv) {
     int result;
     if (!agent.on) return originals.rte_eal_init(argc, argv);
     atomic_add(&originals.uncounted, 1);
+    atomic_add(&originals.wrapping, 1);
     agent_mark(MARK_EAL_INIT_STARTED, 0);
     result = originals.rte_eal_init(argc, argv);
     agent_mark(MARK_EAL_INIT_ENDED, 0);
+    atomic_add(&originals.wrapping, (uint64_t) -1);
     atomic_add(&originals.uncounted, (uint64_t) -1);
     return result;
 }
@@ -312,4 +331,8 @@ void hooks_stop(void) {
         syscall(SYS_MUNMAP, (long) slot->own_memory, PRIVATE_BYTES);
         slot->own_memory = 0;
     }
+}
+
+void hooks_start(void) {
+    unwind_add_framed_code(agent.unwinder, (uint64_t) hook_rte_malloc, (uint64_t) hooks_uncounted);
 }

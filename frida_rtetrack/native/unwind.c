@@ -91,18 +91,21 @@ struct unwind_state {
     uint64_t module_slots; /* how many have ever been used */
     uint64_t plain_loops;
     uint64_t rows_filled;
-    uint64_t pad[4];
+    uint64_t framed_start, framed_bytes; /* see unwind_add_framed_code */
+    uint64_t pad[2];
     uint64_t rows[2 * SET_COUNT]; /* the newer row of each set, then the older of each */
     struct module_slot modules[UNWIND_MAX_MODULES];
 };
 
 /* ---------------------------------------------------------------------------------------------------------- memo -- */
 
-/* What the memo compares, outermost frame first: the words that `ra_place` and `bp_place` point to must still equal `ra`
- * and `bp`. Where nothing depends on rbp, bp_place points to `zero` and bp is 0. Where the step to this frame read more
- * than these words and has to be done again, ra_place points to `zero`, which ra is not. */
+/* What the memo compares, outermost frame first: the words that the walk read on its way to this frame. The word that a
+ * `place` points to must still equal what stands before it. What need not be compared points to `zero`, and so does the
+ * ra_place of a frame to which the step has to be made again in any case. */
 struct memo_frame {
-    uint64_t ra, ra_place, bp, bp_place;
+    uint64_t ra, ra_place;
+    uint64_t bp, bp_place;   /* if anything further out depends on rbp, and it was loaded */
+    uint64_t cfa, cfa_place; /* if the CFA was loaded (ROW_DEREF_*), then the memo is `thorough` */
 };
 
 struct memo_detail {
@@ -119,6 +122,7 @@ struct fresh_frame {
     uint64_t ra, sp, bp;
     uint64_t slot; /* sp - 8, the return address's place: bp is the inner frame's */
     uint64_t via;
+    uint64_t cfa_loaded, cfa_place; /* with ROW_DEREF_* */
 };
 
 struct unwind_memo {
@@ -129,6 +133,7 @@ struct unwind_memo {
     int32_t end;
     uint32_t number;
     uint32_t terminal;     /* the outermost frame's row ends the walk, whatever the stack holds */
+    uint32_t thorough;     /* the comparison has to look at the loaded CFAs, too */
     uint32_t others_since; /* walks that were not this one, since it was last seen */
     struct memo_frame frames[UNWIND_MAX_FRAMES];
     struct memo_detail details[UNWIND_MAX_FRAMES];
@@ -168,7 +173,9 @@ struct walk {
     int64_t joined;      /* the memo's frame where the walk came to it ... */
     int64_t joined_after; /* ... after this many fresh frames, that one included (0: the walk began there) ... */
     uint64_t joined_bp;  /* ... with this rbp */
-    uint64_t next_ra, next_sp, next_bp, next_slot; /* what step() found */
+    /* What step() found. */
+    uint64_t next_ra, next_sp, next_bp, next_slot;
+    uint64_t cfa_loaded, cfa_place;
     int next_interrupted;
 };
 
@@ -176,7 +183,7 @@ _Static_assert(offsetof(struct walk, high) == 24 && offsetof(struct walk, frames
                    offsetof(struct walk, frames_end) == 40 && offsetof(struct walk, rows) == 48 &&
                    offsetof(struct walk, fresh) == 56 && offsetof(struct walk, fresh_stride) == 64 &&
                    offsetof(struct walk, memo_sp) == 72 && offsetof(struct walk, saved) == 80 &&
-                   sizeof(struct memo_frame) == 32 && offsetof(struct memo_frame, bp_place) == 24 &&
+                   sizeof(struct memo_frame) == 48 && offsetof(struct memo_frame, cfa_place) == 40 &&
                    offsetof(struct fresh_frame, slot) == 24 && offsetof(struct fresh_frame, via) == 32,
                "the assembly knows these offsets");
 _Static_assert(SET_BITS == 13 && ROW_KIND_SHIFT == 24 && INFO_BITS == 30, "and these numbers");
@@ -390,47 +397,63 @@ static void steps_in_assembly(struct walk *walk)
 
 /*
  * The memo's loop: from the memo's frame `from` outwards (downwards in the array) while the words on the stack are those
- * that it holds, at most to `last`. Writes the frames' addresses and returns the one that it reached.
+ * that it holds, at most to `last`. Writes the frames' addresses and returns where the next one goes.
  */
-static const struct memo_frame *follow_in_c(const struct memo_frame *from, const struct memo_frame *last, uint64_t *frames)
+static uint64_t *follow_in_c(const struct memo_frame *from, const struct memo_frame *last, uint64_t *frames)
 {
     while (from != last) {
-        const struct memo_frame *outer = from - 1;
-        uint64_t ra = stack_word(outer->ra_place);
-        if (ra != outer->ra || stack_word(outer->bp_place) != outer->bp)
+        uint64_t ra;
+        from--;
+        ra = stack_word(from->ra_place);
+        if (ra != from->ra || stack_word(from->bp_place) != from->bp || stack_word(from->cfa_place) != from->cfa)
             break;
         *frames++ = ra;
-        from = outer;
     }
-    return from;
+    return frames;
 }
 
-static const struct memo_frame *follow_in_assembly(const struct memo_frame *from, const struct memo_frame *last,
-                                                   uint64_t *frames)
+/* The same; looks at loaded CFAs only if the memo is `thorough`. */
+static uint64_t *follow_in_assembly(const struct memo_frame *from, const struct memo_frame *last, uint64_t *frames,
+                                    uint64_t thorough)
 {
-    const struct memo_frame *reached;
     __asm__ volatile(
         "1:\n"
         "cmpq %%rdx, %%rax\n"
-        "je 2f\n"
-        "movq -24(%%rax), %%rcx\n" /* ra_place */
-        "movq (%%rcx), %%rcx\n"
-        "cmpq -32(%%rax), %%rcx\n" /* ra */
-        "jne 2f\n"
-        "movq -8(%%rax), %%rsi\n" /* bp_place */
+        "je 3f\n"
+        "movq -40(%%rax), %%r8\n" /* ra_place */
+        "movq (%%r8), %%r8\n"
+        "cmpq -48(%%rax), %%r8\n" /* ra */
+        "jne 3f\n"
+        "movq -24(%%rax), %%rsi\n" /* bp_place */
         "movq (%%rsi), %%rsi\n"
-        "cmpq -16(%%rax), %%rsi\n" /* bp */
-        "jne 2f\n"
-        "movq %%rcx, (%%rdi)\n"
+        "cmpq -32(%%rax), %%rsi\n" /* bp */
+        "jne 3f\n"
+        "testq %%rcx, %%rcx\n"
+        "jnz 2f\n"
+        "4:\n"
+        "movq %%r8, (%%rdi)\n"
         "addq $8, %%rdi\n"
-        "subq $32, %%rax\n"
+        "subq $48, %%rax\n"
         "jmp 1b\n"
         "2:\n"
-        : "=a"(reached), "+D"(frames)
-        : "a"(from), "d"(last)
-        : "rcx", "rsi", "memory", "cc");
-    return reached;
+        "movq -8(%%rax), %%rsi\n" /* cfa_place */
+        "movq (%%rsi), %%rsi\n"
+        "cmpq -16(%%rax), %%rsi\n" /* cfa */
+        "je 4b\n"
+        "3:\n"
+        : "+D"(frames), "+a"(from)
+        : "d"(last), "c"(thorough)
+        : "rsi", "r8", "memory", "cc");
+    return frames;
 }
+
+static int is_by_bp(uint64_t kind)
+{
+    return kind == ROW_BP || kind == ROW_DEREF_BP || kind == ROW_DEREF_BP_AT_BP || kind == ROW_LOST_BP ||
+           (kind >= ROW_LARGE_BP && kind < ROW_LARGE_BP + ROW_LARGE_KINDS);
+}
+
+static int is_deref(uint64_t kind) { return kind >= ROW_DEREF_SP && kind <= ROW_DEREF_BP_AT_BP; }
 
 /*
  * Goes from the frame in *walk to its caller by any kind of row, into walk->next_*. Returns -1, or the enum stack_end
@@ -457,8 +480,7 @@ static int step(struct walk *walk, uint64_t info)
     uint64_t kind = info >> ROW_KIND_SHIFT;
     uint64_t payload = info & 0xffffff;
     uint64_t low = walk->sp, cfa, slot, n;
-    int by_bp = kind == ROW_BP || kind == ROW_DEREF_BP || kind == ROW_DEREF_BP_AT_BP || kind == ROW_LOST_BP ||
-                (kind >= ROW_LARGE_BP && kind < ROW_LARGE_BP + ROW_LARGE_KINDS);
+    int by_bp = is_by_bp(kind);
     uint64_t base = by_bp ? walk->bp : walk->sp;
 
     walk->next_interrupted = 0;
@@ -491,11 +513,13 @@ static int step(struct walk *walk, uint64_t info)
     } else if (kind >= ROW_LARGE_SP && kind < ROW_LARGE_BP + ROW_LARGE_KINDS) {
         cfa = base + payload * 8;
         n = (kind & (ROW_LARGE_KINDS - 1)) + 1;
-    } else if (kind == ROW_DEREF_SP || kind == ROW_DEREF_BP || kind == ROW_DEREF_BP_AT_BP) {
+    } else if (is_deref(kind)) {
         uint64_t place = base + (uint64_t)signed_field(payload, 12, 12) * 8;
         if (!on_stack(walk, low, place))
             return STACK_OUT_OF_BOUNDS;
-        cfa = stack_word(place) + ((payload >> 8) & 15) * 8;
+        walk->cfa_place = place;
+        walk->cfa_loaded = stack_word(place);
+        cfa = walk->cfa_loaded + ((payload >> 8) & 15) * 8;
         n = payload & 0xff;
     } else {
         return STACK_UNSUPPORTED_RULE;
@@ -589,8 +613,11 @@ static uint64_t frame_address(uint64_t ra, uint64_t via)
 static void remember(struct unwind_memo *memo, int64_t kept, int64_t fresh_count, int bottom_is_live)
 {
     struct fresh_frame *fresh = memo->fresh + fresh_count;
-    struct memo_detail *outer = memo->details + kept - 1;
+    struct memo_detail *outer = memo->details + (kept == 0 ? 0 : kept - 1);
+    uint64_t zero = (uint64_t)(uintptr_t)&memo->zero;
     int64_t i;
+    if (kept == 0)
+        memo->thorough = 0;
     for (i = kept; i < kept + fresh_count; i++) {
         struct memo_frame *frame = memo->frames + i;
         struct memo_detail *detail = memo->details + i;
@@ -599,24 +626,25 @@ static void remember(struct unwind_memo *memo, int64_t kept, int64_t fresh_count
         kind = fresh->via >> ROW_KIND_SHIFT;
         if (i == 0)
             detail->live = bottom_is_live != 0;
-        else if (outer->via >> ROW_KIND_SHIFT == ROW_SP)
-            detail->live = outer->slot == 0 && outer->live;
         else
-            detail->live = 1;
+            detail->live = is_by_bp(outer->via >> ROW_KIND_SHIFT) || (outer->slot == 0 && outer->live);
         detail->sp = fresh->sp;
         detail->bp = fresh->bp;
         detail->slot = fresh->slot == fresh->sp - 8 ? 0 : fresh->slot;
         detail->via = (uint32_t)fresh->via;
         detail->hash = hash_frame(i == 0 ? 0 : outer->hash, frame_address(fresh->ra, fresh->via));
         frame->ra = fresh->ra;
-        frame->ra_place = fresh->sp - 8;
-        frame->bp = 0;
-        frame->bp_place = (uint64_t)(uintptr_t)&memo->zero;
-        if (kind != ROW_SP && kind != ROW_BP) {
-            frame->ra_place = (uint64_t)(uintptr_t)&memo->zero;
-        } else if (detail->live && detail->slot != 0) {
+        frame->ra_place = kind == ROW_SIGNAL ? zero : fresh->sp - 8;
+        frame->bp = frame->cfa = 0;
+        frame->bp_place = frame->cfa_place = zero;
+        if (detail->live && detail->slot != 0) {
             frame->bp = fresh->bp;
             frame->bp_place = detail->slot;
+        }
+        if (is_deref(kind)) {
+            frame->cfa = fresh->cfa_loaded;
+            frame->cfa_place = fresh->cfa_place;
+            memo->thorough = 1;
         }
         outer = detail;
     }
@@ -631,7 +659,7 @@ static int is_frame(const struct unwind_memo *memo, int64_t i, uint64_t ra, uint
            (detail->via >> ROW_KIND_SHIFT == ROW_SIGNAL) == interrupted && (!detail->live || detail->bp == bp);
 }
 
-static void add_fresh(struct walk *walk, uint64_t ra, uint64_t sp, uint64_t bp, uint64_t slot, uint64_t via)
+static struct fresh_frame *add_fresh(struct walk *walk, uint64_t ra, uint64_t sp, uint64_t bp, uint64_t slot, uint64_t via)
 {
     struct fresh_frame *fresh = walk->fresh;
     fresh->ra = ra;
@@ -641,12 +669,7 @@ static void add_fresh(struct walk *walk, uint64_t ra, uint64_t sp, uint64_t bp, 
     fresh->via = via;
     if (walk->fresh_stride != 0)
         walk->fresh++;
-}
-
-static const struct memo_frame *follow_memo(const struct walk *walk, const struct memo_frame *from,
-                                            const struct memo_frame *last, uint64_t *frames)
-{
-    return walk->plain_loops ? follow_in_c(from, last, frames) : follow_in_assembly(from, last, frames);
+    return fresh;
 }
 
 /* rbp in the memo's frame that was reached. */
@@ -663,6 +686,7 @@ static uint64_t followed_bp(const struct walk *walk)
 static void leave_memo(struct walk *walk)
 {
     const struct unwind_memo *memo = walk->memo;
+    struct fresh_frame *fresh;
     int64_t i = walk->joined;
     uint64_t bp = walk->joined_bp;
     if (walk->joined_after == 0)
@@ -671,7 +695,9 @@ static void leave_memo(struct walk *walk)
         uint64_t slot = memo->details[i].slot;
         if (slot != 0)
             bp = stack_word(slot);
-        add_fresh(walk, memo->frames[i].ra, memo->details[i].sp, bp, slot, memo->details[i].via);
+        fresh = add_fresh(walk, memo->frames[i].ra, memo->details[i].sp, bp, slot, memo->details[i].via);
+        fresh->cfa_loaded = memo->frames[i].cfa;
+        fresh->cfa_place = memo->frames[i].cfa_place;
     }
     walk->candidate = walk->at - 1;
     walk->at = -1;
@@ -719,10 +745,12 @@ static void follow(struct walk *walk)
     const struct unwind_memo *memo = walk->memo;
     int64_t room = walk->frames_end - walk->frames;
     const struct memo_frame *from = memo->frames + walk->at;
-    const struct memo_frame *reached = follow_memo(walk, from, walk->at > room ? from - room : memo->frames, walk->frames);
-    walk->frames += from - reached;
-    walk->at = reached - memo->frames;
-    walk->ra = reached->ra;
+    const struct memo_frame *last = walk->at > room ? from - room : memo->frames;
+    uint64_t *frames = walk->plain_loops ? follow_in_c(from, last, walk->frames)
+                                         : follow_in_assembly(from, last, walk->frames, memo->thorough);
+    walk->at -= frames - walk->frames;
+    walk->frames = frames;
+    walk->ra = memo->frames[walk->at].ra;
     walk->sp = memo->details[walk->at].sp;
     walk->interrupted = memo->details[walk->at].via >> ROW_KIND_SHIFT == ROW_SIGNAL;
 }
@@ -731,6 +759,7 @@ static void follow(struct walk *walk)
 static int walk_on(struct walk *walk)
 {
     for (;;) {
+        struct fresh_frame *fresh;
         uint64_t info;
         int32_t end;
         if (walk->at < 0 && !walk->interrupted)
@@ -762,7 +791,9 @@ static int walk_on(struct walk *walk)
         } else {
             if (walk->at >= 0)
                 leave_memo(walk);
-            add_fresh(walk, walk->next_ra, walk->next_sp, walk->next_bp, walk->next_slot, info);
+            fresh = add_fresh(walk, walk->next_ra, walk->next_sp, walk->next_bp, walk->next_slot, info);
+            fresh->cfa_loaded = walk->cfa_loaded;
+            fresh->cfa_place = walk->cfa_place;
         }
         walk->ra = walk->next_ra;
         walk->sp = walk->next_sp;
@@ -847,6 +878,7 @@ static int repeat(struct unwind_memo *memo, struct unwind_trace *trace, uint64_t
 {
     const struct memo_frame *top;
     const struct memo_detail *detail;
+    uint64_t *frames;
     if (memo->count == 0 || memo->count > trace->max_frames || !memo->terminal)
         return 0;
     top = memo->frames + (memo->count - 1);
@@ -854,11 +886,9 @@ static int repeat(struct unwind_memo *memo, struct unwind_trace *trace, uint64_t
     if (detail->sp != trace->sp || top->ra != trace->ra || (detail->live && detail->bp != trace->bp) ||
         detail->via >> ROW_KIND_SHIFT == ROW_SIGNAL)
         return 0;
-    if (plain_loops)
-        top = follow_in_c(top, memo->frames, trace->frames + 1);
-    else
-        top = follow_in_assembly(top, memo->frames, trace->frames + 1);
-    if (top != memo->frames)
+    frames = plain_loops ? follow_in_c(top, memo->frames, trace->frames + 1)
+                         : follow_in_assembly(top, memo->frames, trace->frames + 1, memo->thorough);
+    if (frames != trace->frames + memo->count)
         return 0;
     memo->others_since = 0;
     trace->count = (int32_t)memo->count;
@@ -1755,6 +1785,8 @@ static uint64_t compute_row(struct unwind_state *state, uint64_t ra)
     struct function_entry entry;
     struct rules initial, rules;
     uint64_t pc = ra - 1; /* in the call: what follows it may be another row, or another function */
+    if (pc - state->framed_start < state->framed_bytes)
+        return ROW(ROW_BP, 2 << 16 | 2);
     if (!find_module(state, pc, &module) || !find_function(&module, pc, &entry))
         return ROW(ROW_NO_TABLE, 0);
     initial.cfa_register = ~0ULL;
@@ -1939,4 +1971,10 @@ void unwind_remove_module(struct unwind_state *state, uint64_t base)
             forget_rows(state, start, end);
         }
     }
+}
+
+void unwind_add_framed_code(struct unwind_state *state, uint64_t start, uint64_t end)
+{
+    state->framed_start = start;
+    state->framed_bytes = end - start;
 }

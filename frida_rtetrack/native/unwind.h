@@ -45,6 +45,12 @@ size_t unwind_memo_bytes(void);
  */
 int unwind_add_module(struct unwind_state *state, uint64_t base, uint64_t size);
 
+/*
+ * Says that the code in [start, end), which has no table, keeps frames by rbp (push %rbp; mov %rsp, %rbp), as TinyCC's
+ * does: our own hooks, where they stay on the stack below the program's function that they stand in for.
+ */
+void unwind_add_framed_code(struct unwind_state *state, uint64_t start, uint64_t end);
+
 /* Forgets the module at `base` and all that was remembered of its code. */
 void unwind_remove_module(struct unwind_state *state, uint64_t base);
 

@@ -93,11 +93,6 @@ struct state_at {
 static struct state_at chain[WORDS];
 static uint64_t chain_length;
 
-static int is_by_bp(uint64_t kind)
-{
-    return kind == ROW_BP || kind == ROW_DEREF_BP || kind == ROW_DEREF_BP_AT_BP || kind == ROW_LOST_BP ||
-           kind >= ROW_LARGE_BP;
-}
 
 static int goes_on(uint64_t ra, int bp_is_good)
 {
