@@ -90,7 +90,7 @@ def spawned(runner: Runner, tmp_path: Path) -> Iterator[Terminal]:
             runner.program("waiter"),
         ],
     )
-    terminal.expect("^ready$")
+    terminal.expect("ready$")
     terminal.expect(PROMPT)
     yield terminal
     terminal.child.close(force=True)
@@ -182,7 +182,7 @@ def test_unknown_and_damaged_commands_are_told(spawned: Terminal) -> None:
 def test_help_lists_every_command(spawned: Terminal) -> None:
     answer = spawned.command("help", "Ctrl-D")
     for command in ("dump", "stats", "top", "show", "bad", "pause", "resume", "detach", "kill", "quit", "help"):
-        assert re.search(rf"^\s+{command}\b", answer, re.MULTILINE), command
+        assert re.search(rf"(?:^|>) +{command}\b", answer, re.MULTILINE), command
 
 
 def test_tab_completes_a_command(spawned: Terminal) -> None:
@@ -215,7 +215,7 @@ def test_ctrl_c_reaches_the_spawned_program(spawned: Terminal) -> None:
 
 def test_a_second_ctrl_c_kills_it(runner: Runner) -> None:
     terminal = Terminal(runner, ["spawn", runner.program("waiter"), "ignore-sigint"])
-    terminal.expect("^ready$")
+    terminal.expect("ready$")
     terminal.expect(PROMPT)
     terminal.child.sendcontrol("c")
     terminal.expect("interrupted")
