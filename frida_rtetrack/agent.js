@@ -570,6 +570,13 @@ rpc.exports = {
     return fd;
   },
 
+  // Opens the memory of a session that another process has begun; returns its descriptor in this process.
+  joinSession(path) {
+    const { value: fd, errno } = libc('open', 'int', ['pointer', 'int'])(Memory.allocUtf8String(path), 0x80002); // O_RDWR | O_CLOEXEC
+    if (fd < 0) throw new Error(`the session's memory, ${path}, cannot be opened here (errno ${errno}): another container or user?`);
+    return fd;
+  },
+
   start(fd, options, source) {
     session = new Session(fd, options, source);
     session.start();

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from frida_rtetrack.addressspace import AddressSpace
 from frida_rtetrack.events import Api
 from frida_rtetrack.names import Names, Stack, Thread
 from frida_rtetrack.rules import MEMZONE_APIS
+from frida_rtetrack.target import Target
 from frida_rtetrack.tracking import BadFree, BadFreeKind, Block, Freed
 
 
@@ -69,9 +69,9 @@ class Circumstances:
     """Processes that share DPDK's heap and are not tracked."""
 
 
-def explain(number: int, found: BadFree, around: Circumstances, names: Names, space: AddressSpace) -> BadFreeReport:
-    """The report of what the tracking map found."""
-    kind, detail = _judge(found, around, names, space)
+def explain(number: int, found: BadFree, around: Circumstances, names: Names, target: Target) -> BadFreeReport:
+    """The report of what the tracking map found in the process `target`."""
+    kind, detail = _judge(found, around, names, target)
     block = found.allocated or around.container
     allocated = None if block is None else _allocation(block, found.timestamp_ns, names)
     first_freed = None if found.first_freed is None else _first_free(found.first_freed, found.timestamp_ns, names)
@@ -85,7 +85,7 @@ def explain(number: int, found: BadFree, around: Circumstances, names: Names, sp
         allocated=allocated,
         first_freed=first_freed,
         detail=detail,
-        element=None if around.after_cleanup else space.element_state(found.address),
+        element=None if around.after_cleanup else target.space.element_state(found.address),
         site=(
             kind,
             found.stack,
@@ -95,7 +95,7 @@ def explain(number: int, found: BadFree, around: Circumstances, names: Names, sp
     )
 
 
-def _judge(found: BadFree, around: Circumstances, names: Names, space: AddressSpace) -> tuple[BadFreeKind, str]:
+def _judge(found: BadFree, around: Circumstances, names: Names, target: Target) -> tuple[BadFreeKind, str]:
     address, container = found.address, around.container
     if around.after_cleanup:
         return BadFreeKind.AFTER_CLEANUP, "DPDK's heap is gone: the program has called rte_eal_cleanup."
@@ -117,9 +117,9 @@ def _judge(found: BadFree, around: Circumstances, names: Names, space: AddressSp
             BadFreeKind.INTERIOR,
             f"{inside} a live block of {container.size_bytes:,} bytes of type {what}, at {container.address:#x}.",
         )
-    in_heap = space.in_dpdk_heap(address)
+    in_heap = target.space.in_dpdk_heap(address)
     if in_heap is False:
-        return BadFreeKind.FOREIGN, f"The address lies {_place(address, names, space)}: DPDK never handed it out."
+        return BadFreeKind.FOREIGN, f"The address lies {_place(address, names, target)}: DPDK never handed it out."
     detail = "No block starts at this address" + (" of DPDK's heap." if in_heap else ".")
     if around.others:
         pids = ", ".join(map(str, around.others))
@@ -142,14 +142,14 @@ def _hint(block: Block, names: Names) -> str:
     return ": it is no block of its own"
 
 
-def _place(address: int, names: Names, space: AddressSpace) -> str:
-    thread = names.thread_of_stack(address)
+def _place(address: int, names: Names, target: Target) -> str:
+    thread = names.thread_of_stack(address, target.number)
     if thread is not None:
         return f"on the stack of {thread}"
-    module = names.module_at(address)
+    module = names.module_at(address, target.number)
     if module is not None:
         return f"in {module} (a global or code)"
-    return space.describe(address)
+    return target.space.describe(address)
 
 
 def _allocation(block: Block, now_ns: int, names: Names) -> AllocationEvidence:

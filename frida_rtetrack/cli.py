@@ -41,6 +41,7 @@ def _tracking_options(command: Callable[..., None]) -> Callable[..., None]:
                          envvar="RTE_MALLOC_TRACK_DUMP_FILE", help="Where SIGRTMIN and bad frees write the live allocations."),
             click.option("--dump-on-bad-free/--no-dump-on-bad-free", default=True, help="Write the dump at a bad free (default)."),
             click.option("--summary", "summary_path", type=click.Path(path_type=Path), metavar="FILE", help="Write the summary as JSON."),
+            click.option("--follow-fork", is_flag=True, help="Track the children that the program forks, too."),
             click.option("--verify", is_flag=True, help="Compare with DPDK's own heap at the end."),
             click.option("--no-repl", is_flag=True, help="No prompt (the default where standard input is no terminal)."),
             click.option("--quiet", is_flag=True, help="Print bad frees and problems only."),
@@ -58,26 +59,32 @@ def cli() -> None:
 
 @cli.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @_tracking_options
+@click.option(
+    "--also-attach", multiple=True, metavar="PID", help="A running process that shares the program's DPDK heap."
+)
 @click.argument("program")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def spawn(program: str, arguments: tuple[str, ...], **options: Any) -> None:
+def spawn(program: str, arguments: tuple[str, ...], also_attach: tuple[str, ...], **options: Any) -> None:
     """Run PROGRAM with ARGUMENTS, tracked from its first instruction.
 
     Everything after PROGRAM is the program's. The exit status is the program's too (128+N if signal N killed it), and
     125 if rtetrack-frida itself failed.
     """
     run = _Run(**options)
-    sys.exit(run.spawn((program, *arguments)))
+    sys.exit(run.spawn((program, *arguments), also_attach))
 
 
 @cli.command()
 @_tracking_options
 @click.option("--duration", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Leave after so long.")
-@click.argument("target", metavar="PID|NAME")
-def attach(target: str, duration: float | None, **options: Any) -> None:
-    """Join the running process PID or NAME; it runs on when you leave."""
+@click.argument("targets", metavar="PID|NAME...", nargs=-1, required=True)
+def attach(targets: tuple[str, ...], duration: float | None, **options: Any) -> None:
+    """Join the running process PID or NAME; it runs on when you leave.
+
+    Several processes, a primary and its secondaries, are tracked as one heap.
+    """
     run = _Run(**options)
-    sys.exit(run.attach(target, duration))
+    sys.exit(run.attach(targets, duration))
 
 
 class _Run:
@@ -97,11 +104,16 @@ class _Run:
         if summary_path is not None:
             summary_file.check_writable(summary_path)
 
-    def spawn(self, argv: tuple[str, ...]) -> int:
+    def spawn(self, argv: tuple[str, ...], also_attach: tuple[str, ...]) -> int:
         self._spawned = True
         terminal = ProgramTerminal(self._reporter.output) if self._with_prompt else None
         with Host.spawn(
-            argv, self._options, self._reporter, terminal=None if terminal is None else terminal.slave, resume=False
+            argv,
+            self._options,
+            self._reporter,
+            terminal=None if terminal is None else terminal.slave,
+            also_attach=also_attach,
+            resume=False,
         ) as self._host:
             with self._signals():
                 if terminal is not None:
@@ -116,8 +128,8 @@ class _Run:
             return ending.exit_status
         return 128 + ending.signal if ending.signal is not None else 0
 
-    def attach(self, target: str, duration: float | None) -> int:
-        with Host.attach(target, self._options, self._reporter) as self._host:
+    def attach(self, targets: tuple[str, ...], duration: float | None) -> int:
+        with Host.attach(targets, self._options, self._reporter) as self._host:
             with self._signals():
                 self._stay(duration, None)
                 self._host.detach()

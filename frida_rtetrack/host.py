@@ -9,12 +9,11 @@ from __future__ import annotations
 import os
 import platform
 import queue
-import select
 import signal
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -25,28 +24,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frida_rtetrack import badfree, process, summary
-from frida_rtetrack.addressspace import AddressSpace, HeapRegion
-from frida_rtetrack.agentlink import AgentLink, limited, native_source
+from frida_rtetrack.agentlink import limited, native_source
 from frida_rtetrack.badfree import BadFreeReport, Circumstances
 from frida_rtetrack.dpdksymbols import from_debug_file, parse_symbols
 from frida_rtetrack.dump import DumpError, write_dump
 from frida_rtetrack.errors import (
     AgentFailed,
-    AgentTimeout,
     BadUsage,
     LibraryNotFound,
     NoDpdk,
-    NoSuchProcess,
     NotLive,
     RtetrackError,
     TargetEnded,
 )
-from frida_rtetrack.events import FINAL_BASELINE, SIZE_BITS, EventBatch, Kind, Mark, sizes
+from frida_rtetrack.events import FINAL_BASELINE, SIZE_BITS, EventBatch, Kind, Mark, sizes, threads
 from frida_rtetrack.heap import HeapDifference, HeapSnapshot
-from frida_rtetrack.launch import GatedProgram, launch
+from frida_rtetrack.launch import launch
 from frida_rtetrack.names import BASELINE_LABEL, Names
 from frida_rtetrack.ring import RingReader, SessionMemory
-from frida_rtetrack.summary import CallSite, Ending, Summary
+from frida_rtetrack.summary import CallSite, Summary
+from frida_rtetrack.target import UNLOAD_SECONDS, Ending, Target
 from frida_rtetrack.tracking import BadFree, BadFreeKind, Lookup, TrackingMap
 
 DEFAULT_DUMP_PATH = Path("/tmp/rteMallocTrackMapDump.txt")
@@ -55,7 +52,6 @@ PORTABLE_FRAMES = 16
 MAX_FRAMES = 256
 IDLE_SECONDS = 0.01
 HEARTBEAT_SECONDS = 0.25
-UNLOAD_SECONDS = 30.0
 BAD_FREE_DUMP_SECONDS = 1.0
 BAD_FREES_KEPT = 100_000
 BASELINE_SETTLE_SECONDS = 0.05
@@ -85,6 +81,8 @@ class Options:
     """Size of the event ring."""
     dump_path: Path = DEFAULT_DUMP_PATH
     dump_on_bad_free: bool = True
+    follow_fork: bool = False
+    """Track the children that the program forks, too."""
     verify: bool = False
     """Compare with DPDK's own heap at the end: when the program exits, cleans up EAL, or is let go."""
 
@@ -155,10 +153,7 @@ class Host:
         """Use `spawn` or `attach`."""
         self.options = options
         self.observer = observer or Observer()
-        self.pid = 0
-        self.argv: tuple[str, ...] = ()
         self.engine = ""
-        self.hooks: list[dict[str, str]] = []
         self.tracking = TrackingMap()
         self.bad_frees: list[BadFreeReport] = []
         self.bad_frees_not_kept = 0
@@ -167,17 +162,14 @@ class Host:
         self.names: Names
         self._memory: SessionMemory
         self._reader: RingReader
-        self._frida: frida.Session | None = None
-        self._agent: AgentLink | None = None
-        self._gated: GatedProgram | None = None
-        self._pidfd = -1
+        self._memory_fd = -1
+        self._targets: list[Target] = []
         self._lock = threading.RLock()
         self._stop_draining = threading.Event()
+        self._wake = threading.Event()
         self._over = threading.Event()
         self._left = threading.Event()
         self._detaching = False
-        self._replaced = False
-        self._status: os.waitid_result | None = None
         self._work: queue.Queue[tuple[str, Any]] = queue.Queue()
         self._threads: list[threading.Thread] = []
         self._started = time.monotonic()
@@ -190,10 +182,10 @@ class Host:
         self._snapshot_number = 0
         self._snapshot_lock = threading.Lock()
         self._lost_seen = 0
-        self._heap_gone = False
         self._eal_ranges: list[tuple[int, int]] = []
         self._at_cleanup: NDArray[np.void] | None = None
-        self._space: AddressSpace
+        self._sharing_untracked: tuple[int, ...] = ()
+        self._sharing_told = False
         self.verified: HeapDifference | None = None
 
     # ---- beginning ----
@@ -206,79 +198,116 @@ class Host:
         observer: Observer | None = None,
         *,
         terminal: int | None = None,
+        also_attach: Sequence[int | str] = (),
         resume: bool = True,
     ) -> Host:
         """Starts the program `argv[0]` with the arguments `argv[1:]`, tracked from before its first instruction.
 
         `terminal`: a terminal's descriptor to be the program's standard streams, instead of the caller's. With
-        `resume=False` the program waits for `resume()`. Raises RtetrackError.
+        `resume=False` the program waits for `resume()`. `also_attach`: running processes that share its DPDK heap.
+        Raises RtetrackError.
         """
         host = cls(options or Options(), observer)
         parse_symbols(host.options.symbols)
         path = process.find_program(argv[0])
         process.check_executable(os.path.realpath(path), argv[0])
         gated = launch(path, argv, terminal=terminal)
-        host._gated = gated
+        target = Target(gated.pid, gated.session, tuple(argv), gated)
         try:
-            host._begin(gated.pid, gated.session, tuple(argv))
+            host._begin(target)
+            for other in also_attach:
+                host.join(other)
         except BaseException:
-            _end_process(gated)
+            target.end_launched()
+            host.close()
             raise
         if resume:
             host.resume()
         return host
 
     @classmethod
-    def attach(cls, target: int | str, options: Options | None = None, observer: Observer | None = None) -> Host:
-        """Joins the running process `target`, a pid or a process name. Raises RtetrackError."""
+    def attach(
+        cls,
+        target: int | str | Sequence[int | str],
+        options: Options | None = None,
+        observer: Observer | None = None,
+    ) -> Host:
+        """Joins the running process `target`, a pid or a name, or several that share one DPDK heap. Raises RtetrackError."""
         host = cls(options or Options(), observer)
         parse_symbols(host.options.symbols)
-        pid = process.find_process(str(target))
-        process.check_attachable(pid)
-        try:
-            session = limited(lambda: frida.get_local_device().attach(pid))
-        except frida.ProcessNotFoundError:
-            raise NoSuchProcess(f"There is no process {pid}.") from None
-        except frida.ProcessNotRespondingError:
-            raise AgentTimeout(f"Process {pid} did not let Frida in.") from None
-        except (frida.PermissionDeniedError, frida.NotSupportedError) as error:
-            if isinstance(error, frida.PermissionDeniedError):
-                raise process.not_permitted(pid) from error
-            raise AgentFailed(f"Frida cannot attach to process {pid}: {error}.") from error
+        names = [target] if isinstance(target, int | str) else target
+        pids = [process.find_process(str(name)) for name in names]
+        process.check_one_heap(pids)
         host.tracking.mark_incomplete()
         try:
-            host._begin(pid, session, tuple(process.command_line(pid)))
-            host._check_dpdk_was_found()
-            host._look_at_memory()
+            for pid in pids:
+                process.check_attachable(pid)
+                if host._targets:
+                    host.join(pid)
+                else:
+                    host._begin(Target.attach(pid))
+            for joined in host._targets:
+                host._check_dpdk_was_found(joined)
+                joined.look()
+            host._sharing_untracked = process.sharing_the_heap(pids)
             host.baseline()
         except BaseException:
-            host.detach()
+            host.close()
             raise
         return host
 
-    def _begin(self, pid: int, session: frida.Session, argv: tuple[str, ...]) -> None:
-        self.pid, self.argv, self._frida = pid, argv, session
-        self._pidfd = os.pidfd_open(pid)
-        session.on("detached", self._on_frida_detached)
-        self._agent = AgentLink(session, self._on_agent_message)
-        target_fd = self._agent.call("create_session", process.SESSION_NAME)
-        fd = os.open(f"/proc/{pid}/fd/{target_fd}", os.O_RDWR | os.O_CLOEXEC)
-        try:
-            self._memory = SessionMemory.create(fd, self.options.buffer_mib)
-        finally:
-            os.close(fd)
-        self.names = Names(self._memory, root=f"/proc/{pid}/root")
-        self._space = AddressSpace(pid)
+    def join(self, pid: int | str) -> None:
+        """Tracks the running process `pid` too; it shares the DPDK heap of the one that is tracked already."""
+        number = process.find_process(str(pid))
+        process.check_attachable(number)
+        self._add(Target.attach(number))
+
+    def _begin(self, target: Target) -> None:
+        """Makes the session memory in the first target, and starts to read it."""
+        target.load(self._on_agent_message, self._on_frida_detached)
+        in_target = target.call("create_session", process.SESSION_NAME)
+        self._memory_fd = os.open(f"/proc/{target.pid}/fd/{in_target}", os.O_RDWR | os.O_CLOEXEC)
+        self._memory = SessionMemory.create(self._memory_fd, self.options.buffer_mib)
+        self.names = Names(self._memory)
         self._reader = RingReader(self._memory, self._thread_alive)
+        self._targets.append(target)
         self._start_thread(self._keep_heartbeat)
         self._start_thread(self._drain)
         self._start_thread(self._do_work)
-        state = self._agent.call(
-            "start", target_fd, self._agent_options(), native_source(*NATIVE_FILES[self._engine()])
-        )
-        self.engine = state["engine"]
+        self._start_agent(target, in_target)
 
-    def _agent_options(self) -> dict[str, Any]:
+    def _add(self, target: Target) -> None:
+        """Lets another process write into the session memory."""
+        target.load(self._on_agent_message, self._on_frida_detached)
+        in_target = target.call("join_session", f"/proc/{os.getpid()}/fd/{self._memory_fd}")
+        self._start_agent(target, in_target)
+        self._targets.append(target)
+
+    def _start_agent(self, target: Target, memory_fd: int) -> None:
+        state = target.call(
+            "start", memory_fd, self._agent_options(target), native_source(*NATIVE_FILES[self._engine()])
+        )
+        target.number = state["process"]
+        self.engine = state["engine"]
+        if self.options.follow_fork:
+            self._follow_children(target)
+
+    @property
+    def pid(self) -> int:
+        """The first target's pid."""
+        return self._targets[0].pid
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The first target's argument list."""
+        return self._targets[0].argv
+
+    @property
+    def hooks(self) -> list[dict[str, str]]:
+        """{function, module, address, how} of every hooked function."""
+        return [hook for target in self._targets for hook in target.hooks]
+
+    def _agent_options(self, target: Target) -> dict[str, Any]:
         options = self.options
         return {
             "engine": self._engine(),
@@ -286,17 +315,17 @@ class Host:
             "maxFrames": options.max_frames,
             "allocationBacktrace": options.backtrace,
             "freeBacktrace": options.backtrace and options.free_backtrace,
-            "symbols": self._symbols(),
+            "symbols": self._symbols(target),
             "verify": options.verify,
             "signal": int(signal.SIGRTMIN),
             "sessionBytes": self._memory.counter("total_bytes"),
             "populateBytes": self._memory.counter("stacks_offset"),
         }
 
-    def _symbols(self) -> dict[str, dict[str, int]]:
+    def _symbols(self, target: Target) -> dict[str, dict[str, int]]:
         """Where functions are that the agent cannot find by itself: the debug file's word, then the user's."""
         try:
-            program = os.readlink(f"/proc/{self.pid}/exe")
+            program = os.readlink(f"/proc/{target.pid}/exe")
         except OSError:
             return parse_symbols(self.options.symbols)
         return {**from_debug_file(program), **parse_symbols(self.options.symbols)}
@@ -309,20 +338,19 @@ class Host:
             return "native" if native_here else "portable"
         return self.options.engine
 
-    def _check_dpdk_was_found(self) -> None:
-        if self.hooks:
+    def _check_dpdk_was_found(self, target: Target) -> None:
+        if target.hooks:
             return
-        assert self._agent is not None
-        names = [os.path.basename(path) for path in self._agent.call("module_names")]
+        names = [os.path.basename(path) for path in target.call("module_names")]
         if self.options.library is not None:
             close = [name for name in names if "rte" in name or self.options.library.split(".")[0] in name]
             raise LibraryNotFound(
-                f"--lib {self.options.library} names no module of process {self.pid} with DPDK's allocation functions in it.",
+                f"--lib {self.options.library} names no module of process {target.pid} with DPDK's allocation functions in it.",
                 f"Modules that come close: {', '.join(close[:8]) or 'none'}. Without --lib, every module is searched.",
             )
         close = [name for name in names if name.startswith("librte_")]
         raise NoDpdk(
-            f"Process {self.pid} has no module that defines rte_malloc_socket and rte_free "
+            f"Process {target.pid} has no module that defines rte_malloc_socket and rte_free "
             f"({len(names)} modules were searched, exported names and .symtab).",
             f"Modules that come close: {', '.join(close[:8])}." if close
             else "Is it the right process? Where DPDK is linked in and stripped, its debug file or --symbol helps.",
@@ -330,8 +358,9 @@ class Host:
 
     def resume(self) -> None:
         """Lets a program that was spawned with `resume=False` run."""
-        assert self._gated is not None
-        self._gated.resume()
+        gated = self._targets[0].gated
+        assert gated is not None
+        gated.resume()
 
     def _start_thread(self, run: Any) -> None:
         thread = threading.Thread(target=run, name=run.__name__.strip("_"), daemon=True)
@@ -340,18 +369,40 @@ class Host:
 
     # ---- Frida's messages ----
 
-    def _on_agent_message(self, message: dict[str, Any]) -> None:
+    def _on_agent_message(self, target: Target, message: dict[str, Any]) -> None:
         if message["type"] == "hooked":
-            self.hooks.extend(message["hooks"])
+            target.hooks.extend(message["hooks"])
             self._work.put(("hooked", message["hooks"]))
         elif message["type"] == "error":
-            self._work.put(("problem", f"In the target: {message['text']}"))
+            self._work.put(("problem", f"In process {target.pid}: {message['text']}"))
 
-    def _on_frida_detached(self, reason: str, crash: Any) -> None:
-        if reason == "process-replaced":
-            self._replaced = True
-        if not self._detaching:
-            self._stop_draining.set()
+    def _on_frida_detached(self, target: Target) -> None:
+        self._wake.set()
+
+    def _follow_children(self, target: Target) -> None:
+        """Has Frida stop each child that the target forks, until it is tracked too."""
+        device = frida.get_local_device()
+
+        def on_child(child: Any) -> None:
+            if child.parent_pid == target.pid or child.pid == target.pid:
+                threading.Thread(target=self._adopt, args=(child,), daemon=True).start()
+
+        device.on("child-added", on_child)
+        limited(target.session.enable_child_gating)
+
+    def _adopt(self, child: Any) -> None:
+        """Tracks a forked child, which shares the heap; one that has executed another program is left alone."""
+        try:
+            if child.origin == "fork":
+                self._add(Target.attach(child.pid))
+                self._work.put(("problem", f"Process {child.parent_pid} forked process {child.pid}, tracked too."))
+        except RtetrackError as error:
+            self._work.put(("problem", f"The forked process {child.pid} cannot be tracked: {error}"))
+        finally:
+            try:
+                limited(lambda: frida.get_local_device().resume(child.pid))
+            except (RtetrackError, frida.InvalidArgumentError, frida.InvalidOperationError):
+                pass
 
     # ---- the way of the events ----
 
@@ -362,22 +413,25 @@ class Host:
     def _thread_alive(self, process_number: int, tid: int) -> bool:
         return process.thread_exists(self._memory.pid(process_number), tid)
 
-    def _target_is_gone(self) -> bool:
-        return bool(select.select([self._pidfd], [], [], 0)[0])
+    def _any_tracked(self) -> bool:
+        return any(target.is_tracked for target in self._targets)
 
     def _drain(self) -> None:
         try:
             idle = IDLE_SECONDS
             while True:
-                last = self._stop_draining.is_set() or self._target_is_gone()
-                batch = self._reader.read()
+                last = self._stop_draining.is_set() or not self._any_tracked()
+                with self._lock:
+                    batch = self._reader.read()
+                    if len(batch):
+                        self._apply(batch)
                 if len(batch):
-                    self._apply(batch)
                     idle = IDLE_SECONDS
                 elif last and self._reader.pending() == 0:
                     break
                 else:
-                    self._stop_draining.wait(idle)
+                    self._wake.wait(idle)
+                    self._wake.clear()
                     idle = min(idle * 1.2, 5 * IDLE_SECONDS)
                 self._dump_if_due()
                 self._notice_losses()
@@ -391,7 +445,7 @@ class Host:
         now = time.monotonic_ns()
         for at in (batch["kind"] == Kind.MARK).nonzero()[0]:
             self._apply_events(batch[start : at + 1], now)
-            self._on_mark(Mark(int(batch["api"][at])), int(sizes(batch[at : at + 1])[0]))
+            self._on_mark(Mark(int(batch["api"][at])), int(sizes(batch[at : at + 1])[0]), self._process_of(batch[at]))
             start = int(at) + 1
         self._apply_events(batch[start:], now)
 
@@ -400,12 +454,14 @@ class Host:
             return
         if self._snapshot is not None:
             events = self._collect_snapshot(self._snapshot, events)
-        if self._heap_gone:
+        if any(target.cleaned_up for target in self._targets):
             events = self._accuse_after_cleanup(events, now_ns)
-        with self._lock:
-            found = self.tracking.apply(events, now_ns)
-            around = [Circumstances(container=block) for block in self.tracking.containing(found)] if found else []
+        unknown = self.tracking.totals.unknown_frees if self._sharing_untracked else 0
+        found = self.tracking.apply(events, now_ns)
+        if self._sharing_untracked and not self._sharing_told and self.tracking.totals.unknown_frees > unknown:
+            self._tell_of_sharing(events)
         if found:
+            around = [Circumstances(container=block) for block in self.tracking.containing(found)]
             self._found(found, around)
 
     def _found(self, found: list[BadFree], around: list[Circumstances]) -> None:
@@ -423,7 +479,9 @@ class Host:
 
     def _accuse_after_cleanup(self, events: EventBatch, now_ns: int) -> EventBatch:
         """Takes the frees out of the events: there is no heap any more that they could be of."""
+        gone = [target.number for target in self._targets if target.cleaned_up]
         frees = np.isin(events["kind"], (Kind.FREED, Kind.RESIZE_STARTED))
+        frees &= np.isin(self._memory.processes_of_threads(threads(events)), gone)
         found = []
         for event in events[frees]:
             lookup = self.tracking.find(int(event["address"]))
@@ -448,18 +506,35 @@ class Host:
             self._found(found, [Circumstances(after_cleanup=True)] * len(found))
         return events[~frees]
 
-    def _on_mark(self, mark: Mark, argument: int) -> None:
+    def _process_of(self, event: np.void) -> int:
+        return self._memory.thread(int(event["size_and_thread"]) >> SIZE_BITS).process
+
+    def _tell_of_sharing(self, events: EventBatch) -> None:
+        """A block was freed that no tracked process allocated: it may be another one's that has the same heap."""
+        self._sharing_told = True
+        pids = ", ".join(map(str, self._sharing_untracked))
+        self._work.put(
+            (
+                "problem",
+                f"Blocks are freed that were allocated by another process which shares DPDK's heap and is not tracked "
+                f"({pids}): that is no bad free. Attach to all of them to see both sides.",
+            )
+        )
+
+    def _on_mark(self, mark: Mark, argument: int, process_number: int) -> None:
+        target = next((target for target in self._targets if target.number == process_number), self._targets[0])
         if mark is Mark.SIGNAL:
             self._queue_dump(self.options.dump_path, "SIGRTMIN")
         elif mark is Mark.EAL_INIT_STARTED:
             self._eal_ranges.append((self.tracking.events, 1 << 63))
         elif mark is Mark.EAL_INIT_ENDED and self._eal_ranges:
             self._eal_ranges[-1] = (self._eal_ranges[-1][0], self.tracking.events)
-            self._work.put(("look", None))
+            self._work.put(("look", target))
         elif mark is Mark.EAL_CLEANUP_STARTED:
-            self._at_cleanup = self.tracking.live()
+            if not any(other.is_tracked and not other.cleaned_up for other in self._targets if other is not target):
+                self._at_cleanup = self.tracking.live()
         elif mark is Mark.EAL_CLEANUP_ENDED:
-            self._heap_gone = True
+            target.cleaned_up = True
         elif mark is Mark.BASELINE_STARTED:
             self._snapshot = self._snapshots.setdefault(argument, HeapSnapshot(inserts=False))
             self._snapshot.started_sequence = self.tracking.events
@@ -516,7 +591,8 @@ class Host:
 
     def _do(self, task: str, argument: Any) -> None:
         if task == "bad_frees":
-            self._space.refresh()
+            for target in self._targets:
+                target.space.refresh()
             for found, around in zip(*argument, strict=True):
                 self._report_bad_free(found, around)
         elif task == "dump":
@@ -533,21 +609,15 @@ class Host:
         elif task == "sync":
             argument.set()
         elif task == "look":
-            self._look_at_memory()
+            self._look_at_memory(argument)
         elif task == "lost":
             self._heal(argument)
 
-    def _look_at_memory(self) -> None:
-        """Learns where DPDK's heap lies and what is mapped where: needed to judge an address, maybe after its death."""
-        self._space.refresh()
-        if self._agent is not None and not self._over.is_set():
-            try:
-                regions = self._agent.call("heap_regions")
-            except RtetrackError:  # it has ended meanwhile
-                return
-            self._space.heap_regions = [
-                HeapRegion(int(base, 16), int(size, 16), socket) for base, size, socket in regions
-            ]
+    def _look_at_memory(self, target: Target) -> None:
+        try:
+            target.look()
+        except RtetrackError:  # it has ended meanwhile
+            pass
 
     def _heal(self, lost: int) -> None:
         if lost != self._lost_seen:
@@ -570,12 +640,15 @@ class Host:
         if len(self.bad_frees) >= BAD_FREES_KEPT:
             self.bad_frees_not_kept += 1
             return
-        report = badfree.explain(len(self.bad_frees) + 1, found, around, self.names, self._space)
+        number = self._memory.thread(found.thread).process
+        target = next((target for target in self._targets if target.number == number), self._targets[0])
+        around = replace(around, others=self._sharing_untracked)
+        report = badfree.explain(len(self.bad_frees) + 1, found, around, self.names, target)
         self.bad_frees.append(report)
         self.observer.bad_free(report)
 
     def _write_dump(self, path: Path, live: NDArray[np.void]) -> None:
-        live["label"][live["baseline"]] = BASELINE_LABEL
+        live["label"][live["baseline"] & (live["label"] == 0)] = BASELINE_LABEL
         write_dump(path, live, self.names.label, self.names.stack_text)
 
     def _finish(self) -> None:
@@ -584,30 +657,7 @@ class Host:
         self.observer.ended(self.ending)
 
     def _how_it_ended(self) -> Ending:
-        if self._detaching:
-            return Ending(None, None, "detached")
-        if self._replaced and not self._target_is_gone():
-            return Ending(None, None, "replaced")
-        select.select([self._pidfd], [], [], 5)
-        if self._gated is None:
-            return Ending(None, None, "gone")
-        status = self._reap()
-        if status is None:
-            return Ending(None, None, "gone")
-        if status.si_code == os.CLD_EXITED:
-            return Ending(status.si_status, None, "exited")
-        return Ending(None, status.si_status, "killed")
-
-    def _reap(self) -> os.waitid_result | None:
-        """Takes the spawned program's exit status; it must have ended or this waits."""
-        if self._status is None and self._gated is not None:
-            try:
-                self._status = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
-            except ChildProcessError:
-                return None
-            if self._status is not None:
-                self._gated.reaped(self._status.si_status)
-        return self._status
+        return self._targets[0].ending(let_go=self._detaching)
 
     # ---- ending ----
 
@@ -622,46 +672,30 @@ class Host:
     def wait_for_exit(self) -> Ending:
         """Waits until a spawned program is gone, also after it was detached or has replaced itself."""
         self.wait()
-        if self._gated is not None:
-            status = self._reap()
-            if status is not None:
-                exited = status.si_code == os.CLD_EXITED
-                self.ending = Ending(
-                    *((status.si_status, None, "exited") if exited else (None, status.si_status, "killed"))
-                )
+        first = self._targets[0]
+        if first.gated is not None:
+            first.reap()
+            self.ending = first.ending(let_go=False)
         assert self.ending is not None
         return self.ending
 
     def detach(self) -> None:
-        """Takes the agent out of the target, which runs on at its old speed, and reads what it recorded until then."""
-        if self._over.is_set():
+        """Takes the agents out of the targets, which run on at their old speed, and reads what they recorded until then."""
+        if self._over.is_set() or not self._targets:
             return
-        if self.options.verify and self.hooks and not self._detaching and not self._target_is_gone():
+        if self.options.verify and self.hooks and not self._detaching and self._any_tracked():
             try:
                 self.verify()
             except RtetrackError as error:
                 self._work.put(("problem", f"The heap could not be verified: {error}"))
         self._detaching = True
-        problem = None
-        if self._agent is not None:
-            try:
-                self._agent.unload(UNLOAD_SECONDS)
-            except RtetrackError as error:
-                problem = error
+        problems = [target.unload() for target in self._targets if target.is_tracked]
         self._stop_draining.set()
-        if self._frida is not None:
-            try:
-                limited(self._frida.detach, UNLOAD_SECONDS)
-            except (RtetrackError, frida.InvalidOperationError):
-                pass
-        if not self._threads:
-            self._over.set()
-            return
+        self._wake.set()
         self._over.wait(UNLOAD_SECONDS)
-        if isinstance(problem, TargetEnded):
-            return
-        if problem is not None:
-            raise problem
+        for problem in problems:
+            if problem is not None and not isinstance(problem, TargetEnded):
+                raise problem
 
     def leave(self) -> None:
         """Makes `wait` return soon: for a signal handler, which must not wait itself. `close` or `detach` follows."""
@@ -671,7 +705,7 @@ class Host:
         """Ends the target: SIGTERM, and SIGKILL if it is still there after `patience_seconds`."""
         try:
             self.send_signal(signal.SIGTERM)
-            if not select.select([self._pidfd], [], [], patience_seconds)[0]:
+            if not self._targets[0].wait_gone(patience_seconds):
                 self.kill()
         except NotLive:
             pass
@@ -681,11 +715,8 @@ class Host:
         self.send_signal(signal.SIGKILL)
 
     def send_signal(self, number: int) -> None:
-        """Sends a signal to the target. Raises NotLive where it is gone."""
-        try:
-            signal.pidfd_send_signal(self._pidfd, number)
-        except ProcessLookupError:
-            raise NotLive("The program has already ended.") from None
+        """Sends a signal to the (first) target. Raises NotLive where it is gone."""
+        self._targets[0].send_signal(number)
 
     def close(self) -> None:
         """Detaches if that was not done, and gives everything back. What was recorded can still be asked for."""
@@ -694,11 +725,11 @@ class Host:
             if thread is not threading.current_thread():
                 thread.join(UNLOAD_SECONDS)
         self._threads.clear()
-        if self._gated is not None and self._status is None and self._pidfd >= 0 and self._target_is_gone():
-            self._reap()
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
+        for target in self._targets:
+            target.close()
+        if self._memory_fd >= 0:
+            os.close(self._memory_fd)
+            self._memory_fd = -1
 
     def __enter__(self) -> Host:
         return self
@@ -833,7 +864,7 @@ class Host:
             number = self._snapshot_number
             snapshot = self._snapshots[number] = HeapSnapshot(inserts=inserts)
             try:
-                blocks = self._command("snapshot", number)
+                blocks = self._ask("snapshot", number)
                 if blocks is None:
                     return None
                 if blocks == SNAPSHOT_HEAP_IS_GONE:
@@ -870,7 +901,8 @@ class Host:
                 )
             if difference.unexpected:
                 self.tracking.forget(np.array([block.address for block in difference.unexpected], np.uint64))
-            self.tracking.mark_complete()
+            if not self._sharing_untracked:  # else its blocks come and go unseen
+                self.tracking.mark_complete()
         return difference.busy
 
     def verify(self) -> HeapDifference | None:
@@ -899,26 +931,33 @@ class Host:
 
     def pause(self) -> None:
         """Stops recording: the program runs at nearly its bare speed until `resume_recording`."""
-        self._command("pause")
+        self._command_all("pause")
         self.paused = True
 
     def resume_recording(self) -> None:
         """Records again, after a fresh baseline: what was allocated and freed during the pause is set right."""
         with self._lock:
             self.tracking.mark_incomplete()
-        self._command("resume")
+        self._command_all("resume")
         self.paused = False
         self.baseline()
 
-    def _command(self, method: str, *arguments: Any) -> Any:
-        if self._over.is_set() or self._agent is None:
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        """Calls the first agent that is still there. Raises NotLive if none is."""
+        for target in self._targets:
+            if target.is_tracked and not target.cleaned_up:
+                try:
+                    return target.call(method, *arguments)
+                except TargetEnded:
+                    continue
+        raise NotLive("The program is not being tracked any more.")
+
+    def _command_all(self, method: str) -> None:
+        if not self._any_tracked():
             raise NotLive("The program is not being tracked any more.")
-        try:
-            return self._agent.call(method, *arguments)
-        except TargetEnded:
-            raise NotLive("The program has ended.") from None
-        except AgentTimeout:
-            raise
+        for target in self._targets:
+            if target.is_tracked:
+                target.call(method)
 
 
 NATIVE_FILES = {
@@ -926,12 +965,3 @@ NATIVE_FILES = {
     "native": ("session.c", "snapshot.c", "unwind.c", "hooks.c", "listeners.c", "sigmark.c"),
 }
 """What is compiled in the target, by engine."""
-
-
-def _end_process(gated: GatedProgram) -> None:
-    try:
-        os.kill(gated.pid, signal.SIGKILL)
-        os.waitid(os.P_PID, gated.pid, os.WEXITED)
-    except (ProcessLookupError, ChildProcessError):
-        pass
-    gated.reaped(-int(signal.SIGKILL))

@@ -48,11 +48,11 @@ class Thread:
 class Names:
     """Looks names up for one session. Safe to use from any thread."""
 
-    def __init__(self, memory: SessionMemory, root: str = "/") -> None:
-        """`root` is the directory that the target sees as /."""
+    def __init__(self, memory: SessionMemory) -> None:
+        """Names of what `memory` holds."""
         self._memory = memory
         self._modules = ModuleMap()
-        self._symbolizer = Symbolizer(self._modules, root=root)
+        self._symbolizers: dict[int, Symbolizer] = {}
         self._modules_read = -1
         self._epochs_read = -1
         self._stacks: dict[int, Stack] = {}
@@ -105,7 +105,7 @@ class Names:
             if known is None:
                 record = self._memory.stack(number)
                 self._refresh_modules(record)
-                frames = self._symbolizer.resolve(record.process, record.epoch, record.addresses)
+                frames = self._symbolizer(record.process).resolve(record.process, record.epoch, record.addresses)
                 known = self._stacks[number] = Stack(tuple(frames), _WHY_CUT.get(record.end))
             return known
 
@@ -125,6 +125,12 @@ class Names:
                 text = " ".join(format_frame(frame) for frame in stack.frames if not frame.inlined)
                 self._dump_texts[number] = text
             return text
+
+    def _symbolizer(self, process: int) -> Symbolizer:
+        """For the files as that process sees them: it may be in a container."""
+        if process not in self._symbolizers:
+            self._symbolizers[process] = Symbolizer(self._modules, root=f"/proc/{self._memory.pid(process)}/root")
+        return self._symbolizers[process]
 
     def _refresh_modules(self, record: StackRecord) -> None:
         used = self._memory.counter("modules_used")

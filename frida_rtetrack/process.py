@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from frida_rtetrack.errors import (
     AlreadyTracked,
     AmbiguousName,
+    BadUsage,
     NoSuchProcess,
     NoSuchProgram,
     NotPermitted,
@@ -183,3 +186,36 @@ def thread_name(pid: int, tid: int) -> str | None:
         return Path(f"/proc/{pid}/task/{tid}/comm").read_text(errors="replace").rstrip("\n")
     except OSError:
         return None
+
+
+_CONFIG = re.compile(r"\S+/dpdk/[^/\s]+/config$", re.MULTILINE)
+
+
+def heap_identity(pid: int) -> str | None:
+    """What tells one DPDK heap from another: the shared configuration file that the process has mapped, or None."""
+    try:
+        found = _CONFIG.search(Path(f"/proc/{pid}/maps").read_text(errors="replace"))
+    except OSError:
+        return None
+    return found[0] if found else None
+
+
+def check_one_heap(pids: Sequence[int]) -> None:
+    """Raises BadUsage where the processes do not share one DPDK heap."""
+    if len(pids) < 2:
+        return
+    if len(set(pids)) < len(pids):
+        raise BadUsage("A process was named twice.", "Name each process once.")
+    heaps = {pid: heap_identity(pid) for pid in pids}
+    if len(set(heaps.values())) > 1 or None in heaps.values():
+        listing = "; ".join(f"{pid}: {heap or 'none that is shared'}" for pid, heap in heaps.items())
+        raise BadUsage(f"These processes do not share one DPDK heap ({listing}).", "Run one rtetrack-frida for each.")
+
+
+def sharing_the_heap(pids: Sequence[int]) -> tuple[int, ...]:
+    """The other processes that share the DPDK heap of `pids`."""
+    heaps = {heap for heap in map(heap_identity, pids) if heap is not None}
+    if not heaps:
+        return ()
+    others = sorted(int(entry) for entry in os.listdir("/proc") if entry.isdecimal() and int(entry) not in pids)
+    return tuple(pid for pid in others if heap_identity(pid) in heaps)

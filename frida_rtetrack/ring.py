@@ -154,6 +154,11 @@ class SessionMemory:
         slot = self._threads[number]
         return ThreadRecord(int(slot["tid"]), bytes(slot["name"]).decode(errors="replace"), int(slot["process"]))
 
+    def processes_of_threads(self, numbers: NDArray[np.uint32]) -> NDArray[np.uint16]:
+        """The processes (n,) of the threads (n,) that events name."""
+        processes: NDArray[np.uint16] = self._threads["process"].take(numbers)
+        return processes
+
     def thread_of_stack(self, address: int, process: int) -> int | None:
         """The number of the thread whose stack `address` was last seen to lie on; None where none is known."""
         used = min(self.counter("threads_used"), len(self._threads))

@@ -15,6 +15,7 @@ from frida_rtetrack.heap import HeapDifference
 from frida_rtetrack.names import BASELINE_LABEL, Names, Stack, Thread
 from frida_rtetrack.rules import MEMZONE_APIS
 from frida_rtetrack.symbols import frame_json
+from frida_rtetrack.target import Ending
 
 CALL_SITES = 10
 LEAK_SITES = 50
@@ -30,16 +31,6 @@ class CallSite:
     oldest_ns: int
     stack: Stack | None
     types: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How the tracking ended: the target's exit status or signal, or neither where it runs on or is not our child."""
-
-    exit_status: int | None
-    signal: int | None
-    why: str
-    """exited, killed, detached, replaced (exec) or gone (ended, but how is not known)."""
 
 
 @dataclass(frozen=True, slots=True)

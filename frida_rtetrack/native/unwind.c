@@ -126,18 +126,27 @@ struct fresh_frame {
 };
 
 struct unwind_memo {
-    uint64_t busy; /* a walk is at work on it, perhaps one that a signal interrupted */
-    uint64_t generation, low, high; /* what holds for all of it */
-    uint64_t zero, lost_bp;         /* words to point to */
-    int64_t count;
-    int32_t end;
+    /* The assembly knows these. */
+    uint64_t busy;            /*  0: a walk is at work on it, perhaps one that a signal interrupted */
+    uint64_t generation;      /*  8: what held for its walk: the state's generation ... */
+    uint64_t low, high;       /* 16: ... and the stack's bounds */
+    uint64_t top_ra, top_sp;  /* 32: where its walk began */
+    uint64_t top_bp;          /* 48 */
+    uint64_t top_bp_mask;     /* 56: 0 if nothing depends on top_bp, else all ones */
+    struct memo_frame *top;   /* 64: the innermost frame; NULL: the walk cannot be repeated by comparing alone */
+    uint64_t thorough;        /* 72: the comparison has to look at loaded CFAs, too */
+    uint64_t hash;            /* 80 */
+    int64_t count;            /* 88 */
+    int32_t end;              /* 96: these two as in struct unwind_trace */
     uint32_t number;
-    uint32_t terminal;     /* the outermost frame's row ends the walk, whatever the stack holds */
-    uint32_t thorough;     /* the comparison has to look at the loaded CFAs, too */
-    uint32_t others_since; /* walks that were not this one, since it was last seen */
-    struct memo_frame frames[UNWIND_MAX_FRAMES];
+    uint64_t others_since;    /* 104: walks that were not this one, since it was last seen */
+    /* And not these. */
+    uint64_t zero, lost_bp;   /* words to point to */
+    uint64_t terminal;        /* the outermost frame's row ends the walk, whatever the stack holds */
+    uint64_t pad;
+    struct memo_frame frames[UNWIND_MAX_FRAMES]; /* 144 */
     struct memo_detail details[UNWIND_MAX_FRAMES];
-    struct fresh_frame fresh[UNWIND_MAX_FRAMES + 1]; /* the assembly writes a word ahead */
+    struct fresh_frame fresh[UNWIND_MAX_FRAMES + 1]; /* the loop writes a word ahead */
 };
 
 #define LOST_BP 1 /* stands for an rbp that the table does not give */
@@ -186,6 +195,17 @@ _Static_assert(offsetof(struct walk, high) == 24 && offsetof(struct walk, frames
                    sizeof(struct memo_frame) == 48 && offsetof(struct memo_frame, cfa_place) == 40 &&
                    offsetof(struct fresh_frame, slot) == 24 && offsetof(struct fresh_frame, via) == 32,
                "the assembly knows these offsets");
+_Static_assert(offsetof(struct unwind_memo, high) == 24 && offsetof(struct unwind_memo, top_ra) == 32 &&
+                   offsetof(struct unwind_memo, top_bp_mask) == 56 && offsetof(struct unwind_memo, top) == 64 &&
+                   offsetof(struct unwind_memo, thorough) == 72 && offsetof(struct unwind_memo, hash) == 80 &&
+                   offsetof(struct unwind_memo, count) == 88 && offsetof(struct unwind_memo, end) == 96 &&
+                   offsetof(struct unwind_memo, others_since) == 104 && offsetof(struct unwind_memo, frames) == 144,
+               "these");
+_Static_assert(offsetof(struct unwind_trace, high) == 32 && offsetof(struct unwind_trace, frames) == 40 &&
+                   offsetof(struct unwind_trace, max_frames) == 48 && offsetof(struct unwind_trace, count) == 52 &&
+                   offsetof(struct unwind_trace, end) == 56 && offsetof(struct unwind_trace, number) == 60 &&
+                   offsetof(struct unwind_trace, hash) == 64,
+               "these");
 _Static_assert(SET_BITS == 13 && ROW_KIND_SHIFT == 24 && INFO_BITS == 30, "and these numbers");
 
 static uint64_t compute_row(struct unwind_state *state, uint64_t ra);
@@ -810,6 +830,7 @@ static int walk_on(struct walk *walk)
 static void conclude(struct walk *walk, struct unwind_trace *trace)
 {
     struct unwind_memo *memo = walk->memo;
+    struct memo_detail *detail;
     int joins = walk->at == 0 && trace->end == memo->end; /* its outer frames are the memo's, to the memo's end */
     int64_t kept = joins ? walk->joined : 0;
     int64_t fresh_count = joins ? walk->joined_after : trace->count;
@@ -819,7 +840,7 @@ static void conclude(struct walk *walk, struct unwind_trace *trace)
     if (joins && fresh_count == 0 && walk->joined == memo->count - 1) {
         memo->others_since = 0;
         trace->number = memo->number;
-        trace->hash = memo->details[memo->count - 1].hash;
+        trace->hash = memo->hash;
         return;
     }
     if (memo->count != 0 && memo->others_since < MEMO_PATIENCE) {
@@ -844,8 +865,15 @@ static void conclude(struct walk *walk, struct unwind_trace *trace)
     memo->number++;
     if (memo->number == 0)
         memo->number = 1;
+    detail = memo->details + memo->count - 1;
+    memo->hash = detail->hash;
+    memo->top = memo->terminal && detail->via >> ROW_KIND_SHIFT != ROW_SIGNAL ? memo->frames + memo->count - 1 : NULL;
+    memo->top_ra = memo->frames[memo->count - 1].ra;
+    memo->top_sp = detail->sp;
+    memo->top_bp = detail->bp;
+    memo->top_bp_mask = detail->live ? ~0ULL : 0;
     trace->number = memo->number;
-    trace->hash = memo->details[memo->count - 1].hash;
+    trace->hash = memo->hash;
 }
 
 /* Takes the memo for this walk, if it can be had. */
@@ -859,6 +887,7 @@ static int open_memo(struct unwind_memo *memo, const struct unwind_state *state,
     generation = load_word(&state->generation);
     if (memo->generation != generation || memo->low != trace->low || memo->high != trace->high) {
         memo->count = 0;
+        memo->top = NULL;
         memo->generation = generation;
         memo->low = trace->low;
         memo->high = trace->high;
@@ -873,34 +902,123 @@ static void close_memo(struct unwind_memo *memo)
     memo->busy = 0;
 }
 
-/* The most common walk, the memo's whole one again, with as little ado as possible. Returns 0 if it is another one. */
-static int repeat(struct unwind_memo *memo, struct unwind_trace *trace, uint64_t plain_loops)
+/* The most common walk, the memo's whole one again, with as little ado as possible. Returns 0 if it is not that, and has
+ * then done nothing but write to trace->frames. */
+static int repeat_in_c(struct unwind_memo *memo, struct unwind_trace *trace, uint64_t generation)
 {
-    const struct memo_frame *top;
-    const struct memo_detail *detail;
     uint64_t *frames;
-    if (memo->count == 0 || memo->count > trace->max_frames || !memo->terminal)
+    int repeated = 0;
+    if (memo->busy)
         return 0;
-    top = memo->frames + (memo->count - 1);
-    detail = memo->details + (memo->count - 1);
-    if (detail->sp != trace->sp || top->ra != trace->ra || (detail->live && detail->bp != trace->bp) ||
-        detail->via >> ROW_KIND_SHIFT == ROW_SIGNAL)
-        return 0;
-    frames = plain_loops ? follow_in_c(top, memo->frames, trace->frames + 1)
-                         : follow_in_assembly(top, memo->frames, trace->frames + 1, memo->thorough);
-    if (frames != trace->frames + memo->count)
-        return 0;
-    memo->others_since = 0;
-    trace->count = (int32_t)memo->count;
-    trace->end = memo->end;
-    trace->number = memo->number;
-    trace->hash = detail->hash;
-    return 1;
+    memo->busy = 1; /* before anything of it is read: a signal may come in between and change it */
+    COMPILER_BARRIER();
+    if (memo->generation == generation && memo->top != NULL && memo->low == trace->low && memo->high == trace->high &&
+        memo->top_ra == trace->ra && memo->top_sp == trace->sp &&
+        ((memo->top_bp ^ trace->bp) & memo->top_bp_mask) == 0 && memo->count <= trace->max_frames) {
+        trace->frames[0] = trace->ra;
+        frames = follow_in_c(memo->top, memo->frames, trace->frames + 1);
+        repeated = frames == trace->frames + memo->count;
+    }
+    if (repeated) {
+        trace->count = (int32_t)memo->count;
+        trace->end = memo->end;
+        trace->number = memo->number;
+        trace->hash = memo->hash;
+        memo->others_since = 0;
+    }
+    COMPILER_BARRIER();
+    memo->busy = 0;
+    return repeated;
+}
+
+static int repeat_in_assembly(struct unwind_memo *memo, struct unwind_trace *trace, uint64_t generation)
+{
+    uint64_t repeated = generation;
+    __asm__ volatile(
+        "cmpq $0, 0(%%rdi)\n" /* busy */
+        "jne 5f\n"
+        "movq $1, 0(%%rdi)\n"
+        "cmpq 8(%%rdi), %%rax\n" /* generation */
+        "jne 6f\n"
+        "movq 64(%%rdi), %%rdx\n" /* top */
+        "testq %%rdx, %%rdx\n"
+        "jz 6f\n"
+        "movq 24(%%rsi), %%r8\n" /* low */
+        "cmpq 16(%%rdi), %%r8\n"
+        "jne 6f\n"
+        "movq 32(%%rsi), %%r8\n" /* high */
+        "cmpq 24(%%rdi), %%r8\n"
+        "jne 6f\n"
+        "movq 0(%%rsi), %%r9\n" /* ra */
+        "cmpq 32(%%rdi), %%r9\n"
+        "jne 6f\n"
+        "movq 8(%%rsi), %%r8\n" /* sp */
+        "cmpq 40(%%rdi), %%r8\n"
+        "jne 6f\n"
+        "movq 16(%%rsi), %%r8\n" /* bp */
+        "xorq 48(%%rdi), %%r8\n"
+        "testq 56(%%rdi), %%r8\n"
+        "jnz 6f\n"
+        "movslq 48(%%rsi), %%r8\n" /* max_frames */
+        "cmpq 88(%%rdi), %%r8\n"   /* count */
+        "jl 6f\n"
+        "movq 40(%%rsi), %%r10\n" /* frames */
+        "movq %%r9, (%%r10)\n"
+        "addq $8, %%r10\n"
+        "leaq 144(%%rdi), %%r11\n" /* the outermost frame */
+        "movq 72(%%rdi), %%rcx\n"  /* thorough */
+        "1:\n"
+        "cmpq %%r11, %%rdx\n"
+        "je 4f\n"
+        "movq -40(%%rdx), %%r8\n" /* ra_place */
+        "movq (%%r8), %%r8\n"
+        "cmpq -48(%%rdx), %%r8\n" /* ra */
+        "jne 6f\n"
+        "movq -24(%%rdx), %%r9\n" /* bp_place */
+        "movq (%%r9), %%r9\n"
+        "cmpq -32(%%rdx), %%r9\n" /* bp */
+        "jne 6f\n"
+        "testq %%rcx, %%rcx\n"
+        "jnz 3f\n"
+        "2:\n"
+        "movq %%r8, (%%r10)\n"
+        "addq $8, %%r10\n"
+        "subq $48, %%rdx\n"
+        "jmp 1b\n"
+        "3:\n"
+        "movq -8(%%rdx), %%r9\n" /* cfa_place */
+        "movq (%%r9), %%r9\n"
+        "cmpq -16(%%rdx), %%r9\n" /* cfa */
+        "je 2b\n"
+        "jmp 6f\n"
+        "4:\n"
+        "movq 88(%%rdi), %%r8\n"
+        "movl %%r8d, 52(%%rsi)\n" /* count */
+        "movq 96(%%rdi), %%r8\n"
+        "movq %%r8, 56(%%rsi)\n" /* end and number */
+        "movq 80(%%rdi), %%r8\n"
+        "movq %%r8, 64(%%rsi)\n" /* hash */
+        "movq $0, 104(%%rdi)\n"  /* others_since */
+        "movq $0, 0(%%rdi)\n"
+        "movl $1, %%eax\n"
+        "jmp 7f\n"
+        "6:\n"
+        "movq $0, 0(%%rdi)\n"
+        "5:\n"
+        "xorl %%eax, %%eax\n"
+        "7:\n"
+        : "+a"(repeated)
+        : "D"(memo), "S"(trace)
+        : "rcx", "rdx", "r8", "r9", "r10", "r11", "memory", "cc");
+    return (int)repeated;
 }
 
 int unwind_walk_with_memo(struct unwind_state *state, struct unwind_memo *memo, struct unwind_trace *trace)
 {
     struct walk walk;
+    if (memo != NULL && (state->plain_loops ? repeat_in_c(memo, trace, load_word(&state->generation))
+                                            : repeat_in_assembly(memo, trace, load_word(&state->generation))))
+        return trace->count;
     trace->frames[0] = trace->ra;
     if (trace->sp < trace->low || trace->sp > trace->high || (trace->sp & 7)) {
         trace->count = 1;
@@ -915,10 +1033,6 @@ int unwind_walk_with_memo(struct unwind_state *state, struct unwind_memo *memo, 
     walk.fresh_stride = 0;
     walk.memo_sp = ~0ULL;
     if (memo != NULL && open_memo(memo, state, trace)) {
-        if (repeat(memo, trace, state->plain_loops)) {
-            close_memo(memo);
-            return trace->count;
-        }
         walk.memo = memo;
         walk.fresh = memo->fresh;
         walk.fresh_stride = sizeof(struct fresh_frame);

@@ -15,7 +15,7 @@ from typing import Any
 from frida_rtetrack.badfree import BadFreeReport
 from frida_rtetrack.host import Observer
 from frida_rtetrack.reporters import text
-from frida_rtetrack.summary import Ending
+from frida_rtetrack.target import Ending
 
 SHOWN_PER_SITE = 100
 

@@ -93,7 +93,9 @@ def judge(name: str, bare: Outcome | None, tracked: Outcome | None) -> tuple[boo
     if tracked.summary is None:
         return False, f"no summary (exit status {tracked.status})"
     verify, events = tracked.summary["verify"], tracked.summary["events"]
-    differences = "not taken" if verify is None else f"{len(verify['missing'])} missing, {len(verify['unexpected'])} unexpected"
+    differences = (
+        "not taken" if verify is None else f"{len(verify['missing'])} missing, {len(verify['unexpected'])} unexpected"
+    )
     right = (
         (bare.status, bare.passed) == (tracked.status, tracked.passed)
         and tracked.bad_frees == EXPECTED.get(name, {})

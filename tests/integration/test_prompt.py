@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -237,10 +238,17 @@ def test_a_spawned_program_sees_a_terminal(runner: Runner) -> None:
     terminal.status()
 
 
-def test_detach_lets_a_spawned_program_run_on(spawned: Terminal) -> None:
-    spawned.command("detach", "Detached")
-    spawned.command("stats", "live")
-    assert "not being tracked" in spawned.command("pause", "not being tracked")
+def test_detach_lets_a_spawned_program_run_on(runner: Runner) -> None:
+    path = runner.folder / "load.txt"
+    terminal = Terminal(runner, ["spawn", runner.program("load"), "1", "8", "100", str(path)])
+    eventually(lambda: path.exists() and path.read_text().count("\n") > 1)
+    pid = int(subprocess.run(["pgrep", "-f", str(path)], capture_output=True, text=True).stdout.split()[-1])
+    terminal.command("detach", "Detached")
+    eventually(lambda: not foreign_mappings(pid), seconds=5)
+    written = path.read_text().count("\n")
+    eventually(lambda: path.read_text().count("\n") > written + 3)
+    terminal.child.sendcontrol("c")
+    assert terminal.status() == 128 + 2
 
 
 @pytest.mark.parametrize("key", ["quit\r", "\x04", "\x03", "detach\r"], ids=["quit", "Ctrl-D", "Ctrl-C", "detach"])

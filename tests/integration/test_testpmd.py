@@ -49,6 +49,7 @@ def test_attached_while_it_forwards(runner: Runner, engine: str) -> None:
     program.wait_for("testpmd> ")
     program.tell("start")
     tracked = runner.attach(program.pid, options=["--engine", engine])
+    program.ask("stop", r"Done\.$")
     program.ask("port stop all", "Done")
     program.ask("port close 1", "Done")
     program.ask("port attach net_null7", "Done")

@@ -3,7 +3,8 @@
  *
  *     stress FILE FILE SECONDS    two files that take turns at the same address (not with a thread sanitizer: the one
  *                                 is copied over the other while it is read, as no program's own code would be)
- *     stress SECONDS              the modules of this program are taken away and put back
+ *     stress SECONDS              the modules of this program are taken away and put back, while signals interrupt walks
+ *                                 and walk themselves
  */
 #define _GNU_SOURCE
 #include "../../frida_rtetrack/native/unwind.c"
@@ -13,6 +14,8 @@
 #include <execinfo.h>
 #include <link.h>
 #include <pthread.h>
+#include <signal.h>
+#include <sys/time.h>
 #include <time.h>
 
 #define THREADS 3
@@ -115,6 +118,34 @@ struct walker {
     uint64_t calls;
 };
 
+static __thread struct walker *own_walker;
+static long interrupting_walks;
+static uint64_t changes; /* odd while the modules are changed */
+
+/* Interrupts a walk, as often as not, and uses the same memo; what it finds must be what a walk without memo finds. */
+static void on_timer(int number)
+{
+    const uint64_t *own = __builtin_frame_address(0);
+    uint64_t frames[2][64], before;
+    struct unwind_trace traces[2];
+    (void)number;
+    if (own_walker == NULL)
+        return;
+    before = load_word(&changes);
+    for (int i = 0; i < 2; i++) {
+        traces[i] = (struct unwind_trace){.ra = own[1], .sp = (uint64_t)(uintptr_t)(own + 2), .bp = own[0],
+                                          .low = own_walker->low, .high = own_walker->high, .frames = frames[i],
+                                          .max_frames = 64};
+        unwind_walk_with_memo(state, i == 0 ? NULL : own_walker->memo, &traces[i]);
+    }
+    if ((before & 1) || load_word(&changes) != before)
+        return;
+    __atomic_add_fetch(&interrupting_walks, 1, __ATOMIC_RELAXED);
+    if (traces[0].count != traces[1].count || traces[0].end != traces[1].end || traces[0].hash != traces[1].hash ||
+        memcmp(frames[0], frames[1], sizeof frames[0][0] * (size_t)traces[0].count) != 0)
+        __atomic_add_fetch(&wrong, 1, __ATOMIC_RELAXED);
+}
+
 OPAQUE static void innermost(struct walker *walker)
 {
     const uint64_t *own = __builtin_frame_address(0);
@@ -174,7 +205,9 @@ static void *walk_in_thread(void *argument)
     walker->high = walker->low + size;
     walker->memo = calloc(1, sizeof *walker->memo);
     pair[0] = pair[1] = walker;
+    own_walker = walker;
     qsort(pair, 2, sizeof pair[0], compare); /* frames of libc between those of the program */
+    own_walker = NULL;
     free(walker->memo);
     free(walker);
     return NULL;
@@ -191,18 +224,29 @@ static int own_modules_come_and_go(double duration)
         unwind_add_module(state, modules.base[i], modules.size[i]);
     for (intptr_t i = 0; i < THREADS; i++)
         pthread_create(&threads[i], NULL, walk_in_thread, NULL);
+#ifndef __SANITIZE_THREAD__ /* which holds signals back */
+    struct itimerval often = {{0, 150}, {0, 150}};
+    signal(SIGPROF, on_timer);
+    setitimer(ITIMER_PROF, &often, NULL);
+#endif
     while (seconds() < end) {
         int i = (int)(turns++ % modules.count);
         struct timespec moment = {0, 200000};
+        __atomic_add_fetch(&changes, 1, __ATOMIC_SEQ_CST);
         unwind_remove_module(state, modules.base[i]);
+        __atomic_add_fetch(&changes, 1, __ATOMIC_SEQ_CST);
         nanosleep(&moment, NULL);
+        __atomic_add_fetch(&changes, 1, __ATOMIC_SEQ_CST);
         unwind_add_module(state, modules.base[i], modules.size[i]);
+        __atomic_add_fetch(&changes, 1, __ATOMIC_SEQ_CST);
         nanosleep(&moment, NULL);
     }
     __atomic_store_n(&stopping, 1, __ATOMIC_RELAXED);
     for (int i = 0; i < THREADS; i++)
         pthread_join(threads[i], NULL);
-    printf("%ld turns, %ld walks, %ld complete, %ld wrong\n", turns, walks, complete, wrong);
+    signal(SIGPROF, SIG_IGN);
+    printf("%ld turns, %ld walks, %ld complete, %ld in signals, %ld wrong\n", turns, walks, complete, interrupting_walks,
+           wrong);
     return wrong != 0 || complete == 0 || complete == walks;
 }
 

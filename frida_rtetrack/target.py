@@ -1,0 +1,175 @@
+"""One process under tracking: Frida's session in it, its agent, its address space, and how it ends.
+
+A host has one, or several that share one DPDK heap. Nothing here knows of events.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import frida
+
+from frida_rtetrack import process
+from frida_rtetrack.addressspace import AddressSpace, HeapRegion
+from frida_rtetrack.agentlink import AgentLink, limited
+from frida_rtetrack.errors import AgentFailed, AgentTimeout, NoSuchProcess, NotLive, RtetrackError
+from frida_rtetrack.launch import GatedProgram
+
+UNLOAD_SECONDS = 30.0
+REAP_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How the tracking ended: the target's exit status or signal, or neither where it runs on or is not our child."""
+
+    exit_status: int | None
+    signal: int | None
+    why: str
+    """exited, killed, detached, replaced (exec) or gone (ended, but how is not known)."""
+
+
+class Target:
+    """A process that Frida is attached to. `load` puts the agent into it."""
+
+    def __init__(
+        self, pid: int, session: frida.Session, argv: tuple[str, ...], gated: GatedProgram | None = None
+    ) -> None:
+        """`gated`: the program as it was launched, if it is a child of ours."""
+        self.pid = pid
+        self.argv = argv
+        self.session = session
+        self.gated = gated
+        self.number = 0
+        """Index in the session memory's process table."""
+        self.hooks: list[dict[str, str]] = []
+        self.space = AddressSpace(pid)
+        self.detached = False
+        """Let go by us, or by Frida."""
+        self.replaced = False
+        """It executed another program."""
+        self.cleaned_up = False
+        """It called rte_eal_cleanup."""
+        self._pidfd = os.pidfd_open(pid)
+        self._agent: AgentLink | None = None
+        self._status: os.waitid_result | None = None
+
+    @classmethod
+    def attach(cls, pid: int) -> Target:
+        """Attaches Frida to the running process `pid`. Raises RtetrackError."""
+        try:
+            session = limited(lambda: frida.get_local_device().attach(pid))
+        except frida.ProcessNotFoundError:
+            raise NoSuchProcess(f"There is no process {pid}.") from None
+        except frida.ProcessNotRespondingError:
+            raise AgentTimeout(f"Process {pid} did not let Frida in.") from None
+        except frida.PermissionDeniedError as error:
+            raise process.not_permitted(pid) from error
+        except frida.NotSupportedError as error:
+            raise AgentFailed(f"Frida cannot attach to process {pid}: {error}.") from error
+        return cls(pid, session, tuple(process.command_line(pid)))
+
+    def load(self, on_message: Callable[[Target, dict[str, Any]], None], on_detached: Callable[[Target], None]) -> None:
+        """Loads the agent; what it says goes to `on_message`, and `on_detached` is told when Frida has lost it."""
+
+        def detached(reason: str, crash: Any) -> None:
+            self.replaced = reason == "process-replaced"
+            self.detached = True
+            on_detached(self)
+
+        self.session.on("detached", detached)
+        self._agent = AgentLink(self.session, lambda message: on_message(self, message))
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Calls the agent. Raises RtetrackError."""
+        if self._agent is None or self.detached:
+            raise NotLive(f"Process {self.pid} is not being tracked any more.")
+        return self._agent.call(method, *arguments)
+
+    @property
+    def is_tracked(self) -> bool:
+        """Whether the agent is in it and it is alive."""
+        return not self.detached and not self.is_gone()
+
+    def is_gone(self) -> bool:
+        """Whether the process has ended."""
+        return self._pidfd < 0 or bool(select.select([self._pidfd], [], [], 0)[0])
+
+    def look(self) -> None:
+        """Learns what is mapped where and where DPDK's heap lies: to judge an address, maybe after the process's death."""
+        self.space.refresh()
+        regions = self.call("heap_regions")
+        self.space.heap_regions = [HeapRegion(int(base, 16), int(size, 16), socket) for base, size, socket in regions]
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal. Raises NotLive where the process is gone."""
+        try:
+            signal.pidfd_send_signal(self._pidfd, number)
+        except (ProcessLookupError, OSError):
+            raise NotLive(f"Process {self.pid} has already ended.") from None
+
+    def wait_gone(self, seconds: float) -> bool:
+        """Waits for the process to end; False: not within `seconds`."""
+        return self._pidfd < 0 or bool(select.select([self._pidfd], [], [], seconds)[0])
+
+    def unload(self) -> RtetrackError | None:
+        """Takes the agent out and lets go of the process. Returns what went wrong."""
+        problem = None
+        if self._agent is not None and not self.detached:
+            try:
+                self._agent.unload(UNLOAD_SECONDS)
+            except RtetrackError as error:
+                problem = error
+        self.detached = True
+        try:
+            limited(self.session.detach, UNLOAD_SECONDS)
+        except (RtetrackError, frida.InvalidOperationError):
+            pass
+        return problem
+
+    def reap(self) -> os.waitid_result | None:
+        """Takes a spawned program's exit status, and waits for it; None for a process that is no child of ours."""
+        if self._status is None and self.gated is not None and self._pidfd >= 0:
+            try:
+                self._status = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+            except ChildProcessError:
+                return None
+            if self._status is not None:
+                self.gated.reaped(self._status.si_status)
+        return self._status
+
+    def ending(self, *, let_go: bool) -> Ending:
+        """How it ended, or that it runs on. `let_go`: it was detached at the user's wish."""
+        if let_go and not self.is_gone():
+            return Ending(None, None, "detached")
+        if self.replaced and not self.is_gone():
+            return Ending(None, None, "replaced")
+        self.wait_gone(REAP_SECONDS)
+        status = self.reap() if self.is_gone() else None
+        if status is None:
+            return Ending(None, None, "gone")
+        if status.si_code == os.CLD_EXITED:
+            return Ending(status.si_status, None, "exited")
+        return Ending(None, status.si_status, "killed")
+
+    def end_launched(self) -> None:
+        """Kills a launched program that cannot be tracked."""
+        try:
+            self.send_signal(signal.SIGKILL)
+        except NotLive:
+            pass
+        self.reap()
+
+    def close(self) -> None:
+        """Gives the process's descriptor back, and takes the exit status if it is there."""
+        if self._pidfd < 0:
+            return
+        if self.is_gone():
+            self.reap()
+        os.close(self._pidfd)
+        self._pidfd = -1
