@@ -88,6 +88,7 @@ class PortableEngine {
     this.append = session.native('portable_append', 'int',
       ['uint32', 'uint32', 'int32', 'uint64', 'uint64', 'pointer', 'pointer', 'pointer', 'uint32', 'uint32']);
     this.mark = session.mark;
+    this.zoneAddress = session.native('zone_address', 'uint64', ['pointer']);
     this.cleanupStarted = session.native('cleanup_started', 'void', []);
     this.memzonePrefix = Memory.allocUtf8String('memzone:');
     this.outermost = new Map(); // thread id -> stack pointer of the outermost hooked call it is inside of
@@ -232,13 +233,7 @@ class PortableEngine {
             this.outer = engine.enter(this);
             if (!this.outer) return;
             let address = args[0];
-            if (spec.does === 'unreserve' && !address.isNull()) {
-              try {
-                address = address.add(MEMZONE_ADDRESS).readPointer();
-              } catch (_) { // no memzone: DPDK will crash on it in a moment, and that is the program's crash
-                address = NULL;
-              }
-            }
+            if (spec.does === 'unreserve' && !address.isNull()) address = ptr(engine.zoneAddress(address).toString());
             if (address.isNull()) return;
             const stack = engine.backtrace(this, engine.freeBacktrace);
             engine.record(EVENT.FREED, spec, SOCKET_ANY, address, '0', NULL, NULL, stack);
@@ -294,7 +289,7 @@ class NativeEngine {
     this.addModule = session.native('unwind_add_module', 'int', ['pointer', 'uint64', 'uint64']);
     this.removeModule = session.native('unwind_remove_module', 'void', ['pointer', 'uint64']);
     this.unwinderBytes = session.native('unwind_state_bytes', 'uint64', [])().toNumber();
-    this.unwinder = map(this.unwinderBytes, MAP_PRIVATE_ANONYMOUS, -1, [MADV_DONTFORK, MADV_DONTDUMP]);
+    this.unwinder = map(this.unwinderBytes, MAP_PRIVATE_ANONYMOUS, -1, session.ours);
     session.native('agent_use_unwinder', 'void', ['pointer'])(this.unwinder);
     session.native('hooks_start', 'void', [])();
     this.uncounted = session.native('hooks_uncounted', 'uint64', []);
@@ -381,17 +376,21 @@ class Session {
     this.pid = system.getpid().value;
     this.hooks = []; // {function, module, address, how}
     this.modules = new Map(); // base -> record in the module table
-    this.memory = map(options.sessionBytes, MAP_SHARED, fd, [MADV_DONTFORK, MADV_DONTDUMP]);
+    // What a child must not have, unless it is to be followed.
+    this.ours = options.followFork ? [MADV_DONTDUMP] : [MADV_DONTFORK, MADV_DONTDUMP];
+    this.memory = map(options.sessionBytes, MAP_SHARED, fd, this.ours);
     system.close(fd);
     if (options.populateBytes > 0)
       system.madvise(this.memory, options.populateBytes, MADV_POPULATE_WRITE); // refused by old kernels: only slower
     this.agent = map(Process.pageSize, MAP_PRIVATE_ANONYMOUS, -1, [MADV_WIPEONFORK, MADV_DONTDUMP]);
     this.sigmark = map(Process.pageSize, MAP_PRIVATE_ANONYMOUS, -1, [MADV_DONTDUMP]);
+    this.follow = map(Process.pageSize, MAP_PRIVATE_ANONYMOUS, -1, [MADV_DONTDUMP]);
     this.originals = map(Process.pageSize, MAP_PRIVATE_ANONYMOUS, -1, [MADV_DONTDUMP]);
     this.code = new CModule(source, {
       agent: this.agent,
       sigmark: this.sigmark,
       originals: this.originals,
+      fork_follow: this.follow,
       syscall: Module.getGlobalExportByName('syscall'),
       sigaction: Module.getGlobalExportByName('sigaction'),
       fopencookie: Module.getGlobalExportByName('fopencookie'),
@@ -400,7 +399,7 @@ class Session {
       __errno_location: Module.getGlobalExportByName('__errno_location'),
     });
     this.tablesBytes = this.native('agent_tables_bytes', 'uint64', [])().toNumber();
-    this.tables = map(this.tablesBytes, MAP_PRIVATE_ANONYMOUS, -1, [MADV_DONTFORK, MADV_DONTDUMP]);
+    this.tables = map(this.tablesBytes, MAP_PRIVATE_ANONYMOUS, -1, this.ours);
     const start = this.native('agent_start', 'int', ['pointer', 'pointer', 'uint32', 'uint32', 'uint32']);
     this.process = start(this.memory, this.tables, options.maxFrames, +options.allocationBacktrace, +options.freeBacktrace);
     if (this.process < 0) throw new Error('the session memory is not of this version');
@@ -409,6 +408,7 @@ class Session {
     this.moduleLoaded = this.native('agent_module_loaded', 'pointer', ['uint64', 'uint64', 'pointer']);
     this.moduleUnloaded = this.native('agent_module_unloaded', 'void', ['pointer']);
     this.record = this.native('agent_record', 'void', ['int']);
+    this.followChildren = this.native('agent_follow', 'void', ['int']);
     this.engine = options.engine === 'native' ? new NativeEngine(this) : new PortableEngine(this);
   }
 
@@ -419,6 +419,7 @@ class Session {
   start() {
     this.switchTo(1);
     this.record(1);
+    if (this.options.followFork) this.followChildren(1);
     this.startSigmark();
     this.observer = Process.attachModuleObserver({
       onAdded: module => this.onModuleAdded(module),
@@ -479,6 +480,7 @@ class Session {
     Interceptor.flush();
     this.dpdk = module;
     this.useHeap();
+    if (this.options.followFork) this.followChildren(1); // with what is known now
     this.hooks.push(...hooked);
     send({ type: 'hooked', engine: this.engine.name, hooks: hooked });
   }
@@ -532,6 +534,7 @@ class Session {
   stop(reason) {
     if (system.getpid().value !== this.pid) return; // a forked child: nothing of this is mapped here
     if (reason === 'exit' && this.options.verify) this.snapshot(FINAL_BASELINE);
+    this.followChildren(0);
     this.observer?.detach();
     this.engine.unhook();
     this.native('sigmark_stop', 'void', [])();
@@ -550,7 +553,7 @@ class Session {
     this.code.dispose();
     system.munmap(this.memory, this.options.sessionBytes);
     system.munmap(this.tables, this.tablesBytes);
-    for (const page of [this.agent, this.sigmark, this.originals]) system.munmap(page, Process.pageSize);
+    for (const page of [this.agent, this.sigmark, this.originals, this.follow]) system.munmap(page, Process.pageSize);
   }
 }
 

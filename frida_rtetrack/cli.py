@@ -57,7 +57,7 @@ def cli() -> None:
     """Track the memory that a program takes from DPDK's heap: allocations, leaks, stray and duplicate frees."""
 
 
-@cli.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@cli.command(context_settings={"allow_interspersed_args": False})
 @_tracking_options
 @click.option(
     "--also-attach", multiple=True, metavar="PID", help="A running process that shares the program's DPDK heap."
@@ -100,43 +100,50 @@ class _Run:
         self._with_prompt = not no_repl and sys.stdin.isatty() and sys.stdout.isatty()
         self._interrupts = 0
         self._spawned = False
-        self._host: Host
+        self._host: Host | None = None
+        self._early_signals: list[int] = []
         if summary_path is not None:
             summary_file.check_writable(summary_path)
 
     def spawn(self, argv: tuple[str, ...], also_attach: tuple[str, ...]) -> int:
         self._spawned = True
         terminal = ProgramTerminal(self._reporter.output) if self._with_prompt else None
-        with Host.spawn(
-            argv,
-            self._options,
-            self._reporter,
-            terminal=None if terminal is None else terminal.slave,
-            also_attach=also_attach,
-            resume=False,
-        ) as self._host:
-            with self._signals():
-                if terminal is not None:
-                    terminal.start()
-                self._host.resume()
-                self._stay(None, terminal)
-                ending = self._host.wait_for_exit()
+        with (
+            self._signals(),
+            Host.spawn(
+                argv,
+                self._options,
+                self._reporter,
+                terminal=None if terminal is None else terminal.slave,
+                also_attach=also_attach,
+                resume=False,
+            ) as self._host,
+        ):
+            if terminal is not None:
+                terminal.start()
+            self._host.resume()
+            self._take_early_signals()
+            self._stay(None, terminal)
+            ending = self._host.wait_for_exit()
             if terminal is not None:
                 terminal.close()
-            self._conclude()
+            self._conclude(self._host)
         if ending.exit_status is not None:
             return ending.exit_status
-        return 128 + ending.signal if ending.signal is not None else 0
+        if ending.signal is not None:
+            return 128 + ending.signal
+        return 0 if ending.why == "detached" else EXIT_TOOL_FAILED
 
     def attach(self, targets: tuple[str, ...], duration: float | None) -> int:
-        with Host.attach(targets, self._options, self._reporter) as self._host:
-            with self._signals():
-                self._stay(duration, None)
-                self._host.detach()
-            self._conclude()
+        with self._signals(), Host.attach(targets, self._options, self._reporter) as self._host:
+            self._take_early_signals()
+            self._stay(duration, None)
+            self._host.detach()
+            self._conclude(self._host)
         return 0
 
     def _stay(self, duration: float | None, terminal: ProgramTerminal | None) -> None:
+        assert self._host is not None
         if self._with_prompt:
             Prompt(self._host, self._reporter, terminal, spawned=self._spawned).run(duration)
         else:
@@ -144,48 +151,52 @@ class _Run:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        handlers = {
-            signal.SIGRTMIN: self._on_dump_signal,
-            signal.SIGINT: self._on_interrupt,
-            signal.SIGTERM: self._on_end_signal,
-            signal.SIGHUP: self._on_end_signal,
-        }
-        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        taken = (signal.SIGRTMIN, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.signal(number, self._on_signal) for number in taken}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _on_dump_signal(self, number: int, frame: FrameType | None) -> None:
-        self._host.dump_soon("SIGRTMIN to rtetrack-frida")
-
-    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
-        self._interrupts += 1
+    def _on_signal(self, number: int, frame: FrameType | None = None) -> None:
+        host = self._host
+        if host is None:  # still being spawned or attached to
+            self._early_signals.append(number)
+            return
         with contextlib.suppress(NotLive):
-            if not self._spawned:
-                self._host.leave()
-            elif self._interrupts == 1:
-                self._host.send_signal(signal.SIGINT)
+            if number == signal.SIGRTMIN:
+                host.dump_soon("SIGRTMIN to rtetrack-frida")
+            elif not self._spawned:
+                host.leave()
+            elif number != signal.SIGINT:
+                host.send_signal(number)
             else:
-                self._host.kill()
+                self._interrupts += 1
+                host.send_signal(signal.SIGINT if self._interrupts == 1 else signal.SIGKILL)
 
-    def _on_end_signal(self, number: int, frame: FrameType | None) -> None:
-        with contextlib.suppress(NotLive):
-            if self._spawned:
-                self._host.send_signal(number)
-            else:
-                self._host.leave()
+    def _take_early_signals(self) -> None:
+        """Does what signals asked for that came before there was a host."""
+        for number in self._early_signals:
+            self._on_signal(number)
 
-    def _conclude(self) -> None:
-        found = self._host.summary()
+    def _conclude(self, host: Host) -> None:
+        found = host.summary()
         if not self._quiet:
             self._reporter.say(*text.summary(found))
-        if not self._host.hooks:
-            self._reporter.problem(
-                f"{os.path.basename(found.argv[0]) if found.argv else 'The program'} never loaded DPDK: no module defined "
-                "rte_malloc_socket and rte_free (exported names, .symtab and the debug file were searched; --symbol says where they are)."
-            )
+        if not host.hooks:
+            name = os.path.basename(found.argv[0]) if found.argv else "The program"
+            if self._options.library is not None:
+                self._reporter.problem(
+                    f"--lib {self._options.library} named no module of {name} that has DPDK's allocation functions. Modules that "
+                    f"come close: {', '.join(host.modules_like_dpdk()) or 'none'}. Without --lib, every module is searched."
+                )
+            else:
+                self._reporter.problem(
+                    f"{name} never loaded DPDK: no module defined rte_malloc_socket and rte_free (exported names, .symtab and "
+                    f"the debug file were searched; --symbol says where they are). Modules that come close: "
+                    f"{', '.join(host.modules_like_dpdk()) or 'none'}."
+                )
         if self._summary_path is not None:
             try:
                 summary_file.write(self._summary_path, found)

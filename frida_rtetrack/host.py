@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import platform
 import queue
+import select
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -19,12 +21,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import frida
 import numpy as np
 from numpy.typing import NDArray
 
 from frida_rtetrack import badfree, process, summary
-from frida_rtetrack.agentlink import limited, native_source
+from frida_rtetrack.agentlink import native_source
 from frida_rtetrack.badfree import BadFreeReport, Circumstances
 from frida_rtetrack.dpdksymbols import from_debug_file, parse_symbols
 from frida_rtetrack.dump import DumpError, write_dump
@@ -99,6 +100,9 @@ class Observer:
     def dumped(self, path: Path, blocks: int, why: str) -> None:
         """The dump file was written."""
 
+    def forked(self, parent: int, child: int) -> None:
+        """Process `parent` forked `child`, which is tracked too (`follow_fork`)."""
+
     def problem(self, text: str) -> None:
         """Something went wrong; the tracking goes on."""
 
@@ -164,6 +168,7 @@ class Host:
         self._reader: RingReader
         self._memory_fd = -1
         self._targets: list[Target] = []
+        self._children: dict[int, int] = {}  # index in the process table -> pidfd
         self._lock = threading.RLock()
         self._stop_draining = threading.Event()
         self._wake = threading.Event()
@@ -176,6 +181,7 @@ class Host:
         self._last_rates = (self._started, 0, 0)
         self._last_bad_free_dump = 0.0
         self._bad_free_dump_due = False
+        self._dumps_due: deque[tuple[int, str]] = deque()  # ring index, why: the heap as it is there
         self._bad_frees_found = 0
         self._snapshot: HeapSnapshot | None = None  # the one that is arriving
         self._snapshots: dict[int, HeapSnapshot] = {}
@@ -289,8 +295,6 @@ class Host:
         )
         target.number = state["process"]
         self.engine = state["engine"]
-        if self.options.follow_fork:
-            self._follow_children(target)
 
     @property
     def pid(self) -> int:
@@ -317,6 +321,7 @@ class Host:
             "freeBacktrace": options.backtrace and options.free_backtrace,
             "symbols": self._symbols(target),
             "verify": options.verify,
+            "followFork": options.follow_fork,
             "signal": int(signal.SIGRTMIN),
             "sessionBytes": self._memory.counter("total_bytes"),
             "populateBytes": self._memory.counter("stacks_offset"),
@@ -379,30 +384,20 @@ class Host:
     def _on_frida_detached(self, target: Target) -> None:
         self._wake.set()
 
-    def _follow_children(self, target: Target) -> None:
-        """Has Frida stop each child that the target forks, until it is tracked too."""
-        device = frida.get_local_device()
-
-        def on_child(child: Any) -> None:
-            if child.parent_pid == target.pid or child.pid == target.pid:
-                threading.Thread(target=self._adopt, args=(child,), daemon=True).start()
-
-        device.on("child-added", on_child)
-        limited(target.session.enable_child_gating)
-
-    def _adopt(self, child: Any) -> None:
-        """Tracks a forked child, which shares the heap; one that has executed another program is left alone."""
-        try:
-            if child.origin == "fork":
-                self._add(Target.attach(child.pid))
-                self._work.put(("problem", f"Process {child.parent_pid} forked process {child.pid}, tracked too."))
-        except RtetrackError as error:
-            self._work.put(("problem", f"The forked process {child.pid} cannot be tracked: {error}"))
-        finally:
+    def _notice_children(self) -> None:
+        """Forked children put themselves into the process table (--follow-fork): they must end before the reading does."""
+        for number in range(len(self._targets) + len(self._children), self._memory.counter("processes_used")):
+            pid = self._memory.pid(number)
+            if not pid:
+                return
             try:
-                limited(lambda: frida.get_local_device().resume(child.pid))
-            except (RtetrackError, frida.InvalidArgumentError, frida.InvalidOperationError):
-                pass
+                self._children[number] = os.pidfd_open(pid)
+            except OSError:  # it has ended already
+                self._children[number] = -1
+            self._work.put(("forked", (self._memory.parent_pid(number), pid)))
+
+    def _child_alive(self, pidfd: int) -> bool:
+        return pidfd >= 0 and not select.select([pidfd], [], [], 0)[0]
 
     # ---- the way of the events ----
 
@@ -416,14 +411,17 @@ class Host:
     def _any_tracked(self) -> bool:
         return any(target.is_tracked for target in self._targets)
 
+    def _anybody_writes(self) -> bool:
+        return self._any_tracked() or any(map(self._child_alive, self._children.values()))
+
     def _drain(self) -> None:
         try:
             idle = IDLE_SECONDS
             while True:
-                last = self._stop_draining.is_set() or not self._any_tracked()
+                last = self._stop_draining.is_set() or not self._anybody_writes()
                 with self._lock:
                     batch = self._reader.read()
-                    if len(batch):
+                    if len(batch) or self._dumps_due:
                         self._apply(batch)
                 if len(batch):
                     idle = IDLE_SECONDS
@@ -435,6 +433,8 @@ class Host:
                     idle = min(idle * 1.2, 5 * IDLE_SECONDS)
                 self._dump_if_due()
                 self._notice_losses()
+                if self.options.follow_fork:
+                    self._notice_children()
         except Exception as error:  # a bug of ours must not leave the user waiting for ever
             self._work.put(("problem", f"Reading the events failed: {error!r}. The figures end here."))
         self._conclude()
@@ -443,6 +443,17 @@ class Host:
         """Gives the batch to the tracking map, cut at the marks that must see the map as it is there."""
         start = 0
         now = time.monotonic_ns()
+        first = self._reader.consumed - len(batch)
+        while self._dumps_due and self._dumps_due[0][0] <= first + len(batch):
+            due, why = self._dumps_due.popleft()
+            before = max(due - first, start)
+            self._apply_cut(batch[start:before], now)
+            self._queue_dump(self.options.dump_path, why)
+            start = before
+        self._apply_cut(batch[start:], now)
+
+    def _apply_cut(self, batch: EventBatch, now: int) -> None:
+        start = 0
         for at in (batch["kind"] == Kind.MARK).nonzero()[0]:
             self._apply_events(batch[start : at + 1], now)
             self._on_mark(Mark(int(batch["api"][at])), int(sizes(batch[at : at + 1])[0]), self._process_of(batch[at]))
@@ -522,7 +533,11 @@ class Host:
         )
 
     def _on_mark(self, mark: Mark, argument: int, process_number: int) -> None:
-        target = next((target for target in self._targets if target.number == process_number), self._targets[0])
+        target = next((target for target in self._targets if target.number == process_number), None)
+        if target is None:  # a forked child: what it does to EAL is not what the program does
+            target = self._targets[0]
+            if mark is not Mark.SIGNAL:
+                return
         if mark is Mark.SIGNAL:
             self._queue_dump(self.options.dump_path, "SIGRTMIN")
         elif mark is Mark.EAL_INIT_STARTED:
@@ -574,6 +589,8 @@ class Host:
         if self._bad_free_dump_due:
             self._bad_free_dump_due = False
             self._queue_dump(self.options.dump_path, "bad free")
+        while self._dumps_due:
+            self._queue_dump(self.options.dump_path, self._dumps_due.popleft()[1])
         self._work.put(("conclude", None))
 
     # ---- what takes time, off the way of the events ----
@@ -600,14 +617,17 @@ class Host:
             try:
                 self._write_dump(path, live)
                 self.observer.dumped(path, len(live), why)
-            except (DumpError, OSError) as error:
-                self.observer.problem(str(error))
+            except DumpError as error:
+                self.observer.problem(f"{error} {error.hint}".rstrip())
         elif task == "hooked":
             self.observer.hooked(argument)
         elif task == "problem":
             self.observer.problem(argument)
         elif task == "sync":
             argument.set()
+        elif task == "forked":
+            parent, child = argument
+            self.observer.forked(parent, child)
         elif task == "look":
             self._look_at_memory(argument)
         elif task == "lost":
@@ -674,8 +694,9 @@ class Host:
         self.wait()
         first = self._targets[0]
         if first.gated is not None:
-            first.reap()
-            self.ending = first.ending(let_go=False)
+            while not self._left.is_set() and not first.wait_gone(0.1):
+                pass
+            self.ending = first.ending(let_go=self._left.is_set())
         assert self.ending is not None
         return self.ending
 
@@ -727,6 +748,10 @@ class Host:
         self._threads.clear()
         for target in self._targets:
             target.close()
+        for pidfd in self._children.values():
+            if pidfd >= 0:
+                os.close(pidfd)
+        self._children.clear()
         if self._memory_fd >= 0:
             os.close(self._memory_fd)
             self._memory_fd = -1
@@ -769,7 +794,11 @@ class Host:
 
     def dump_soon(self, why: str) -> None:
         """Has the dump file written with the heap as it is now, without waiting for it (SIGRTMIN to the host)."""
-        self._queue_dump(self.options.dump_path, why)
+        if self._over.is_set():
+            self._queue_dump(self.options.dump_path, why)
+        else:
+            self._dumps_due.append((self._memory.counter("head"), why))
+            self._wake.set()
 
     def stats(self) -> Stats:
         """The figures of this moment."""
@@ -817,6 +846,12 @@ class Host:
         self.sync()
         with self._lock:
             return summary.call_sites(self.tracking.live(), self.names, count, by)
+
+    def modules_like_dpdk(self) -> list[str]:
+        """Base names of modules that were loaded and may have to do with DPDK: for a user who wonders where it is."""
+        wanted = "rte_" if self.options.library is None else self.options.library.split(".")[0]
+        names = {os.path.basename(module.path) for module in self._memory.modules()}
+        return sorted(name for name in names if "rte_" in name or wanted in name)[:8]
 
     def find(self, address: int) -> Lookup:
         """What is known of an address: see TrackingMap.find."""

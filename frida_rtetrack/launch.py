@@ -1,8 +1,8 @@
-"""Starts a program so that it stops before its first instruction with Frida in it, and remains our own child.
+"""Starts a program so that it stops before its first instruction with Frida in it, and keeps its exit status.
 
-Frida's own `spawn` reaps the program itself, in a race with whoever else waits for its exit status (lost four times in
-ten). So a small Python child is started instead, Frida watches it with child gating, and the child then replaces itself
-with the program: Frida stops it there, and its exit status is only ours.
+Frida reaps what it traces, in a race with whoever else waits for the exit status in the same process. So the parent of
+the program is a keeper, a small Python process that only waits for it and passes the status on through a pipe. Frida
+watches the keeper's child with child gating; it then replaces itself with the program, and Frida stops it there.
 """
 
 from __future__ import annotations
@@ -16,52 +16,76 @@ from typing import Any
 
 import frida
 
+from frida_rtetrack.agentlink import SESSION_OPTIONS
 from frida_rtetrack.errors import AgentFailed, NoSuchProgram
 
 LAUNCH_SECONDS = 30.0
 
-# Its own descriptors are closed by exec; signals that Python ignores are put back. Arguments: ready and go descriptors,
-# whether to take standard input as the controlling terminal, the path, and the program's argument list.
-_LAUNCHER = """
-import os, sys
-ready, go, terminal = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "1"
-import signal
-for name in ("SIGPIPE", "SIGXFSZ"):
+# The keeper and, forked from it, what becomes the program. Signals that Python ignores are put back; the environment is
+# as it was given. Arguments: the descriptors (ready, go, status), 1 to take standard input as the controlling terminal,
+# the path, the program's argument list.
+_KEEPER = """
+import os, signal, sys
+ready, go, status = map(int, sys.argv[1:4])
+for name in ("SIGPIPE", "SIGXFSZ", "SIGINT"):
     signal.signal(getattr(signal, name), signal.SIG_DFL)
-signal.signal(signal.SIGINT, signal.SIG_DFL)
-if terminal:
-    import fcntl, termios
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-os.set_inheritable(ready, False)
-os.set_inheritable(go, False)
-os.write(ready, b"r")
-if os.read(go, 1) != b"g":
-    os._exit(127)
-with open("/proc/self/environ", "rb") as file:  # as it was given: Python itself may have added LC_CTYPE
+with open("/proc/self/environ", "rb") as file:
     environment = dict(entry.split(b"=", 1) for entry in file.read().split(b"\\0") if b"=" in entry)
+program = os.fork()
+if program == 0:
+    os.close(status)
+    os.setsid()
+    if sys.argv[4] == "1":
+        import fcntl, termios
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    os.set_inheritable(ready, False)
+    os.set_inheritable(go, False)
+    os.write(ready, b"%d\\n" % os.getpid())
+    if os.read(go, 1) != b"g":
+        os._exit(127)
+    try:
+        os.execve(sys.argv[5], sys.argv[6:], environment)
+    except OSError as error:
+        os.write(ready, os.strerror(error.errno).encode())
+        os._exit(127)
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+null = os.open(os.devnull, os.O_RDWR)
+for descriptor in (0, 1, 2, ready, go):
+    os.dup2(null, descriptor)
+_, raw = os.waitpid(program, 0)
 try:
-    os.execve(sys.argv[4], sys.argv[5:], environment)
-except OSError as error:
-    os.write(ready, os.strerror(error.errno).encode())
-    os._exit(127)
+    os.write(status, b"%d\\n" % raw)
+except OSError:
+    pass
 """
 
 
 class GatedProgram:
     """A program that waits, with Frida attached and nothing executed yet, until `resume` is called."""
 
-    def __init__(self, pid: int, session: frida.Session, child: subprocess.Popen[bytes]) -> None:
+    def __init__(self, pid: int, session: frida.Session, keeper: subprocess.Popen[bytes], status: int) -> None:
         self.pid = pid
         self.session = session
-        self._child = child
+        self._keeper = keeper
+        self._status_fd = status
+        self._wait_status: int | None = None
 
     def resume(self) -> None:
         """Lets the program run."""
         frida.get_local_device().resume(self.pid)
 
-    def reaped(self, status: int) -> None:
-        """Tells the subprocess module that the exit status was taken (Frida forbids it to look for itself)."""
-        self._child.returncode = status
+    def wait_status(self) -> int | None:
+        """Waits for the program's end and returns its status as waitpid does; None if the keeper was killed."""
+        if self._wait_status is None and self._status_fd >= 0:
+            data = b""
+            while not data.endswith(b"\n") and (more := os.read(self._status_fd, 64)):
+                data += more
+            self._wait_status = int(data) if data else None
+            os.close(self._status_fd)
+            self._status_fd = -1
+            self._keeper.wait()
+        return self._wait_status
 
 
 def launch(path: str, argv: Sequence[str], *, terminal: int | None = None) -> GatedProgram:
@@ -71,43 +95,49 @@ def launch(path: str, argv: Sequence[str], *, terminal: int | None = None) -> Ga
     without it the program has the caller's streams. Raises NoSuchProgram or AgentFailed.
     """
     device = frida.get_local_device()
-    ready_read, ready_write = os.pipe()
-    go_read, go_write = os.pipe()
-    child = subprocess.Popen(
+    ready, ready_write = os.pipe()
+    go_read, go = os.pipe()
+    status, status_write = os.pipe()
+    keeper = subprocess.Popen(
         [
-            *(sys.executable, "-I", "-S", "-c", _LAUNCHER, str(ready_write), str(go_read)),
+            *(sys.executable, "-I", "-S", "-c", _KEEPER, str(ready_write), str(go_read), str(status_write)),
             *("1" if terminal is not None else "0", path, *argv),
         ],
-        pass_fds=(ready_write, go_read),
-        start_new_session=True,
+        pass_fds=(ready_write, go_read, status_write),
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
+        start_new_session=True,
     )
-    os.close(ready_write)
-    os.close(go_read)
+    for descriptor in (ready_write, go_read, status_write):
+        os.close(descriptor)
     arrived = threading.Event()
+    pid = 0
 
     def on_child_added(found: Any) -> None:
-        if found.pid == child.pid:
+        if found.pid == pid:
             arrived.set()
 
     device.on("child-added", on_child_added)
     try:
-        if os.read(ready_read, 1) != b"r":
+        pid = int(os.read(ready, 32) or b"0")
+        if not pid:
             raise AgentFailed(f"The launcher of {path} did not start.")
-        gate = device.attach(child.pid)
+        gate = device.attach(pid, **SESSION_OPTIONS)
         gate.enable_child_gating()
-        os.write(go_write, b"g")
-        _wait_for_exec(arrived, ready_read, path)
-        return GatedProgram(child.pid, device.attach(child.pid), child)
+        os.write(go, b"g")
+        _wait_for_exec(arrived, ready, path)
+        return GatedProgram(pid, device.attach(pid, **SESSION_OPTIONS), keeper, status)
     except BaseException:
-        _kill(child)
+        if pid:
+            _kill(pid)
+        keeper.wait()
+        os.close(status)
         raise
     finally:
         device.off("child-added", on_child_added)
-        os.close(ready_read)
-        os.close(go_write)
+        os.close(ready)
+        os.close(go)
 
 
 def _wait_for_exec(arrived: threading.Event, ready: int, path: str) -> None:
@@ -125,10 +155,8 @@ def _wait_for_exec(arrived: threading.Event, ready: int, path: str) -> None:
         raise NoSuchProgram(f"{path} cannot be executed: {failure.decode()}.", "Give a program that runs on its own.")
 
 
-def _kill(child: subprocess.Popen[bytes]) -> None:
+def _kill(pid: int) -> None:
     try:
-        os.kill(child.pid, 9)
-        os.waitid(os.P_PID, child.pid, os.WEXITED)
-    except (ProcessLookupError, ChildProcessError):
+        os.kill(pid, 9)
+    except ProcessLookupError:
         pass
-    child.returncode = -9

@@ -47,6 +47,8 @@ def check_executable(path: str, shown_as: str) -> None:
             head = file.read(64)
             if head[:4] != b"\x7fELF":
                 return
+            if len(head) < 64:
+                raise NoSuchProgram(f"{shown_as} is a damaged program file.", "Build or copy it again.")
             little = head[5] != 2
             order = "little" if little else "big"
             wide = head[4] == 2

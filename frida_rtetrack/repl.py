@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shlex
 import signal
 import sys
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 HISTORY = Path("~/.rtetrack_frida_history")
 ORDERS = ("bytes", "blocks", "oldest")
+
+
+class _Interrupted(Exception):
+    """Ctrl-C at the prompt."""
 
 
 class Prompt:
@@ -61,7 +66,11 @@ class Prompt:
     def run(self, duration: float | None) -> None:
         """Reads commands until the user leaves, the target ends or `duration` seconds have passed."""
         session: PromptSession[str] = PromptSession(
-            "rtetrack> ", history=_history(), completer=self._completer(), complete_while_typing=False
+            "rtetrack> ",
+            history=_history(),
+            completer=self._completer(),
+            complete_while_typing=False,
+            interrupt_exception=_Interrupted,  # a KeyboardInterrupt would end the event loop
         )
         with patch_stdout(raw=True):
             asyncio.run(self._read_commands(session, duration))
@@ -72,7 +81,8 @@ class Prompt:
 
         def watch() -> None:
             self._host.wait(duration)
-            loop.call_soon_threadsafe(over.set)
+            with contextlib.suppress(RuntimeError):  # the prompt was left meanwhile, and its loop is closed
+                loop.call_soon_threadsafe(over.set)
 
         threading.Thread(target=watch, daemon=True).start()
         ended = asyncio.ensure_future(over.wait())
@@ -85,7 +95,7 @@ class Prompt:
                 break
             try:
                 await loop.run_in_executor(None, self.execute, line.result())
-            except KeyboardInterrupt:
+            except _Interrupted:
                 self._interrupt()
             except EOFError:
                 await loop.run_in_executor(None, self.execute, "quit")

@@ -171,6 +171,10 @@ class SessionMemory:
         """The pid of the process that stacks and threads call `process`."""
         return int(self.header["processes"][process]["pid"])
 
+    def parent_pid(self, process: int) -> int:
+        """The pid of the process that forked `process`."""
+        return self.pid(int(self.header["processes"][process]["reserved"]) - 1)
+
     def appending_tids(self) -> Iterator[tuple[int, int]]:
         """(process, tid) of each thread that is between claiming a slot of the ring and committing it."""
         used = min(self.counter("threads_used"), len(self._threads))

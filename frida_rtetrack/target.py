@@ -16,7 +16,7 @@ import frida
 
 from frida_rtetrack import process
 from frida_rtetrack.addressspace import AddressSpace, HeapRegion
-from frida_rtetrack.agentlink import AgentLink, limited
+from frida_rtetrack.agentlink import SESSION_OPTIONS, AgentLink, limited
 from frida_rtetrack.errors import AgentFailed, AgentTimeout, NoSuchProcess, NotLive, RtetrackError
 from frida_rtetrack.launch import GatedProgram
 
@@ -57,13 +57,12 @@ class Target:
         """It called rte_eal_cleanup."""
         self._pidfd = os.pidfd_open(pid)
         self._agent: AgentLink | None = None
-        self._status: os.waitid_result | None = None
 
     @classmethod
     def attach(cls, pid: int) -> Target:
         """Attaches Frida to the running process `pid`. Raises RtetrackError."""
         try:
-            session = limited(lambda: frida.get_local_device().attach(pid))
+            session = limited(lambda: frida.get_local_device().attach(pid, **SESSION_OPTIONS))
         except frida.ProcessNotFoundError:
             raise NoSuchProcess(f"There is no process {pid}.") from None
         except frida.ProcessNotRespondingError:
@@ -132,30 +131,25 @@ class Target:
             pass
         return problem
 
-    def reap(self) -> os.waitid_result | None:
-        """Takes a spawned program's exit status, and waits for it; None for a process that is no child of ours."""
-        if self._status is None and self.gated is not None and self._pidfd >= 0:
-            try:
-                self._status = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
-            except ChildProcessError:
-                return None
-            if self._status is not None:
-                self.gated.reaped(self._status.si_status)
-        return self._status
-
     def ending(self, *, let_go: bool) -> Ending:
         """How it ended, or that it runs on. `let_go`: it was detached at the user's wish."""
         if let_go and not self.is_gone():
             return Ending(None, None, "detached")
         if self.replaced and not self.is_gone():
             return Ending(None, None, "replaced")
-        self.wait_gone(REAP_SECONDS)
-        status = self.reap() if self.is_gone() else None
+        if not self.wait_gone(REAP_SECONDS) or self.gated is None:
+            return Ending(None, None, "gone")
+        status = self.gated.wait_status()
         if status is None:
             return Ending(None, None, "gone")
-        if status.si_code == os.CLD_EXITED:
-            return Ending(status.si_status, None, "exited")
-        return Ending(None, status.si_status, "killed")
+        if os.WIFSIGNALED(status):
+            return Ending(None, os.WTERMSIG(status), "killed")
+        return Ending(os.WEXITSTATUS(status), None, "exited")
+
+    def wait_exit(self) -> None:
+        """Waits until the process is gone, however long it takes."""
+        if self._pidfd >= 0:
+            select.select([self._pidfd], [], [])
 
     def end_launched(self) -> None:
         """Kills a launched program that cannot be tracked."""
@@ -163,13 +157,12 @@ class Target:
             self.send_signal(signal.SIGKILL)
         except NotLive:
             pass
-        self.reap()
 
     def close(self) -> None:
-        """Gives the process's descriptor back, and takes the exit status if it is there."""
+        """Gives the process's descriptor back."""
         if self._pidfd < 0:
             return
-        if self.is_gone():
-            self.reap()
+        if self.gated is not None and self.is_gone():
+            self.gated.wait_status()
         os.close(self._pidfd)
         self._pidfd = -1

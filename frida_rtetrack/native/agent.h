@@ -40,6 +40,7 @@ struct agent {
     volatile uint32_t on; /* this process is tracked: count who is inside of a hook */
     volatile uint32_t recording; /* append events (off: paused, or leaving) */
     uint32_t process;     /* our index in session_header.processes */
+    uint32_t module_process; /* whose modules our stacks are of: a followed child's are its parent's */
     volatile uint32_t epoch; /* how many modules were unloaded so far */
     uint32_t pid;
     struct session_header *header;
@@ -68,5 +69,13 @@ struct agent {
 };
 
 extern struct agent agent;
+
+/* Not wiped: what a forked child needs to go on recording, if that is wanted (--follow-fork). */
+struct follow {
+    volatile uint32_t on, lock;
+    struct agent parent; /* as it was when the session began */
+};
+
+extern struct follow fork_follow;
 
 #endif

@@ -180,7 +180,7 @@ static void note_reservation(struct thread_slot *thread, const uint64_t *frame, 
         const uint64_t *frame = FRAME(); \
         struct thread_slot *thread; \
         void *block; \
-        if (!agent.on || FROM_HOOK(frame)) return originals.name arguments; \
+        if (OFF() || FROM_HOOK(frame)) return originals.name arguments; \
         thread = enter(frame); \
         block = originals.name arguments; \
         if (OUTERMOST(thread)) note_allocation(thread, frame, api, socket, type, size, (uint64_t) block); \
@@ -206,7 +206,7 @@ ALLOCATING_HOOK(rte_calloc_socket, API_CALLOC_SOCKET, (const char *type, size_t 
         struct thread_slot *thread; \
         uint32_t stack = 0, announced = 0; \
         void *block; \
-        if (!agent.on) return originals.name arguments; \
+        if (OFF()) return originals.name arguments; \
         thread = enter(frame); \
         if (OUTERMOST(thread)) { \
             stack = agent.allocation_backtrace ? stack_above(thread, frame, 0) : 0; \
@@ -232,7 +232,7 @@ RESIZING_HOOK(rte_realloc_socket, API_REALLOC_SOCKET, (void *old, size_t size, u
     void hook_##name(void *block) { \
         const uint64_t *frame = FRAME(); \
         struct thread_slot *thread; \
-        if (!agent.on) { \
+        if (OFF()) { \
             originals.name(block); \
             return; \
         } \
@@ -250,7 +250,7 @@ FREEING_HOOK(rte_free_sensitive, API_FREE_SENSITIVE)
         const uint64_t *frame = FRAME(); \
         struct thread_slot *thread; \
         const struct memzone *zone; \
-        if (!agent.on) return originals.hooked arguments; \
+        if (OFF()) return originals.hooked arguments; \
         thread = enter(frame); \
         zone = originals.hooked arguments; \
         if (OUTERMOST(thread)) note_reservation(thread, frame, api, socket, name, length, zone); \
@@ -266,24 +266,12 @@ RESERVING_HOOK(rte_memzone_reserve_bounded, API_MEMZONE_RESERVE_BOUNDED,
                (const char *name, size_t length, int socket, unsigned flags, unsigned align, unsigned bound),
                (name, length, socket, flags, align, bound))
 
-/* Where the zone's memory is; 0 for a zone that was freed before (DPDK clears it) or that is no readable pointer. */
-static uint64_t zone_address(const struct memzone *zone) {
-    uint64_t address = 0, local[2], remote[2];
-    int *error = __errno_location(), saved = *error;
-    local[0] = (uint64_t) &address;
-    remote[0] = (uint64_t) &zone->address;
-    local[1] = remote[1] = sizeof address;
-    if (syscall(SYS_PROCESS_VM_READV, (long) agent.pid, local, 1L, remote, 1L, 0L) != (long) sizeof address) address = 0;
-    *error = saved;
-    return address;
-}
-
 int hook_rte_memzone_free(const struct memzone *zone) {
     const uint64_t *frame = FRAME();
     struct thread_slot *thread;
     uint64_t address;
     int result;
-    if (!agent.on) return originals.rte_memzone_free(zone);
+    if (OFF()) return originals.rte_memzone_free(zone);
     thread = enter(frame);
     if (zone != NULL && OUTERMOST(thread) && (address = zone_address(zone)) != 0)
         note_free(thread, frame, API_MEMZONE_FREE, address);
@@ -295,7 +283,7 @@ int hook_rte_memzone_free(const struct memzone *zone) {
 /* These two are only marked, not entered: what they allocate and free counts. */
 int hook_rte_eal_cleanup(void) {
     int result;
-    if (!agent.on) return originals.rte_eal_cleanup();
+    if (OFF()) return originals.rte_eal_cleanup();
     atomic_add(&originals.uncounted, 1);
     atomic_add(&originals.wrapping, 1);
     cleanup_started();
@@ -308,7 +296,7 @@ int hook_rte_eal_cleanup(void) {
 
 int hook_rte_eal_init(int argc, char **argv) {
     int result;
-    if (!agent.on) return originals.rte_eal_init(argc, argv);
+    if (OFF()) return originals.rte_eal_init(argc, argv);
     atomic_add(&originals.uncounted, 1);
     atomic_add(&originals.wrapping, 1);
     agent_mark(MARK_EAL_INIT_STARTED, 0);

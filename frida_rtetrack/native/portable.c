@@ -5,7 +5,7 @@ int portable_append(uint32_t kind, uint32_t api, int32_t socket, uint64_t addres
                     const char *type, const uint64_t *frames, uint32_t count, uint32_t end) {
     struct thread_slot *thread;
     uint32_t stack = 0, label = 0;
-    if (!agent.on || !agent.recording) return 0;
+    if (OFF() || !agent.recording) return 0;
     thread = thread_self();
     if (thread == NULL) {
         atomic_add(&agent.header->lost, 1);

@@ -157,6 +157,42 @@ static int on_known_stack(struct thread_slot *slot, uint64_t sp) {
 static int on_known_stack(struct thread_slot *slot, uint64_t sp) { return 0; }
 #endif
 
+/*
+ * In a forked child, where `agent` reads as zeros: takes the parent's state over as a process of its own, if children
+ * are followed. 0: they are not, or the host has gone.
+ */
+static int adopt_child(void) {
+    uint64_t process;
+    if (!fork_follow.on) return 0;
+    while (atomic_exchange(&fork_follow.lock, 1)) cpu_relax(); /* the child's threads only, and for a moment */
+    if (!agent.on && fork_follow.on) {
+        process = atomic_add(&fork_follow.parent.header->processes_used, 1);
+        if (process >= SESSION_MAX_PROCESSES) {
+            fork_follow.on = 0;
+        } else {
+            uint64_t parent = fork_follow.parent.process;
+            agent = fork_follow.parent;
+            agent.on = 0;
+            agent.pid = (uint32_t) syscall(SYS_GETPID);
+            agent.process = (uint32_t) process;
+            agent.stack_lock = agent.label_lock = 0;
+            agent.dump_heaps = NULL;
+            tls_set(agent.thread_key, NULL); /* the forking thread's slot is the parent's */
+            agent.header->processes[process].pid = agent.pid;
+            agent.header->processes[process].reserved = parent + 1;
+            publish_u32(&agent.header->processes[process].attached, 1);
+            fork_follow.parent.process = agent.process; /* for its own children */
+            publish_u32(&agent.recording, 1);
+            publish_u32(&agent.on, 1);
+        }
+    }
+    publish_u32(&fork_follow.lock, 0);
+    return agent.on;
+}
+
+/* Whether this process is not tracked: nothing then but to call the original. */
+#define OFF() (!agent.on && !adopt_child())
+
 /* ---- the ring ---- */
 
 /* Waits until the ring has room again. 0: the host is not there (any more); the event must be dropped. */
@@ -172,7 +208,10 @@ static int wait_for_room(uint64_t needed_tail) {
         if ((int64_t) (agent.tail_seen - needed_tail) >= 0) return 1;
         if (!agent.recording) return 0;
         heartbeat = *(volatile uint64_t *) &header->heartbeat_ns;
-        if (monotonic_ns() > heartbeat + HEARTBEAT_LIMIT_NS) return 0;
+        if (monotonic_ns() > heartbeat + HEARTBEAT_LIMIT_NS) {
+            if (agent.process != agent.module_process) agent.recording = 0; /* a followed child has nobody to unhook it */
+            return 0;
+        }
         syscall(SYS_NANOSLEEP, pause, 0L);
     }
 }
@@ -241,7 +280,7 @@ static uint32_t store_stack(uint64_t hash, const uint64_t *frames, uint32_t coun
         return 0;
     }
     record = &agent.stacks[at];
-    record[0] = count | (uint64_t) end << 16 | (uint64_t) agent.process << 24 | (uint64_t) agent.epoch << 32;
+    record[0] = count | (uint64_t) end << 16 | (uint64_t) agent.module_process << 24 | (uint64_t) agent.epoch << 32;
     record[1] = hash;
     memcpy(record + STACK_RECORD_WORDS, frames, count * sizeof *frames);
     atomic_add(&header->walks_ended[end & 7], 1);
@@ -398,6 +437,18 @@ static uint32_t label_of(const char *type) {
     return label;
 }
 
+/* Where the zone's memory is; 0 for a zone that was freed before (DPDK clears it) or that is no readable pointer. */
+uint64_t zone_address(const struct memzone *zone) {
+    uint64_t address = 0, local[2], remote[2];
+    int *error = __errno_location(), saved = *error;
+    local[0] = (uint64_t) &address;
+    remote[0] = (uint64_t) &zone->address;
+    local[1] = remote[1] = sizeof address;
+    if (syscall(SYS_PROCESS_VM_READV, (long) agent.pid, local, 1L, remote, 1L, 0L) != (long) sizeof address) address = 0;
+    *error = saved;
+    return address;
+}
+
 /* ---- called by agent.js, on its own thread ---- */
 
 /*
@@ -411,7 +462,7 @@ int agent_start(struct session_header *header, uint8_t *tables, uint32_t max_fra
     process = atomic_add(&header->processes_used, 1);
     if (process >= SESSION_MAX_PROCESSES) return -1;
     agent.pid = (uint32_t) syscall(SYS_GETPID);
-    agent.process = (uint32_t) process;
+    agent.process = agent.module_process = (uint32_t) process;
     agent.epoch = 0;
     agent.header = header;
     agent.ring = (struct event *) ((uint8_t *) header + header->ring_offset);
@@ -438,6 +489,13 @@ int agent_start(struct session_header *header, uint8_t *tables, uint32_t max_fra
     header->processes[process].pid = agent.pid;
     publish_u32(&header->processes[process].attached, 1);
     return (int) process;
+}
+
+/* From now on (not) every forked child records into this session too. */
+void agent_follow(int on) {
+    publish_u32(&fork_follow.on, 0);
+    fork_follow.parent = agent;
+    publish_u32(&fork_follow.on, (uint32_t) on);
 }
 
 /* Bytes of zeroed memory that agent_start wants. */

@@ -128,7 +128,7 @@ struct module_record {
 struct process_entry { /* 16 bytes */
     uint32_t pid;
     uint32_t attached; /* 1 while its agent is at work */
-    uint64_t reserved;
+    uint64_t reserved; /* of a followed child: its parent's index + 1 */
 };
 
 struct session_header {

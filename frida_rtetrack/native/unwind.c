@@ -182,7 +182,7 @@ struct walk {
     int64_t joined;      /* the memo's frame where the walk came to it ... */
     int64_t joined_after; /* ... after this many fresh frames, that one included (0: the walk began there) ... */
     uint64_t joined_bp;  /* ... with this rbp */
-    /* What step() found. */
+    /* What step_by_row() found. */
     uint64_t next_ra, next_sp, next_bp, next_slot;
     uint64_t cfa_loaded, cfa_place;
     int next_interrupted;
@@ -255,15 +255,14 @@ uint64_t unwind_row(struct unwind_state *state, uint64_t ra)
     return info;
 }
 
-/* Drops the rows of [start, end), after the modules there changed. */
+/* Drops the rows of [start, end), after the modules there changed. The generation changes before, for those who compute
+ * rows meanwhile, and after, for the memos of walks that still used the old rows. */
 static void forget_rows(struct unwind_state *state, uint64_t start, uint64_t end)
 {
     uint64_t i;
     store_word(&state->generation, state->generation + 1);
     FULL_BARRIER();
-    if (!load_word(&state->rows_filled))
-        return;
-    for (i = 0; i < 2 * SET_COUNT; i++) {
+    for (i = 0; load_word(&state->rows_filled) && i < 2 * SET_COUNT; i++) {
         uint64_t *place = state->rows + i, row = load_word(place);
         if (row != 0) {
             uint64_t pc = row_address(row, i & (SET_COUNT - 1)) - 1;
@@ -271,6 +270,7 @@ static void forget_rows(struct unwind_state *state, uint64_t start, uint64_t end
                 store_word(place, 0);
         }
     }
+    store_word(&state->generation, state->generation + 1);
 }
 
 /*
@@ -495,7 +495,7 @@ static int on_stack(const struct walk *walk, uint64_t low, uint64_t address)
     return address >= low && address < walk->high && walk->high - address >= 8 && !(address & 7);
 }
 
-static int step(struct walk *walk, uint64_t info)
+static int step_by_row(struct walk *walk, uint64_t info)
 {
     uint64_t kind = info >> ROW_KIND_SHIFT;
     uint64_t payload = info & 0xffffff;
@@ -630,7 +630,7 @@ static uint64_t frame_address(uint64_t ra, uint64_t via)
  * Puts this walk's fresh frames on top of the memo's first `kept` frames. From the outermost one inwards: a frame's bp is
  * live if its row needs it, or hands it on to a frame whose bp is live.
  */
-static void remember(struct unwind_memo *memo, int64_t kept, int64_t fresh_count, int bottom_is_live)
+static void remember_walk(struct unwind_memo *memo, int64_t kept, int64_t fresh_count, int bottom_is_live)
 {
     struct fresh_frame *fresh = memo->fresh + fresh_count;
     struct memo_detail *outer = memo->details + (kept == 0 ? 0 : kept - 1);
@@ -746,7 +746,7 @@ static void look_for_memo(struct walk *walk)
 }
 
 /* Goes on by rows that are known and plain, until the walk comes to a frame of the memo or needs more. */
-static void climb(struct walk *walk)
+static void climb_by_rows(struct walk *walk)
 {
     do {
         if (walk->plain_loops)
@@ -760,7 +760,7 @@ static void climb(struct walk *walk)
 }
 
 /* Goes on along the memo as far as it is right. */
-static void follow(struct walk *walk)
+static void follow_memo(struct walk *walk)
 {
     const struct unwind_memo *memo = walk->memo;
     int64_t room = walk->frames_end - walk->frames;
@@ -783,9 +783,9 @@ static int walk_on(struct walk *walk)
         uint64_t info;
         int32_t end;
         if (walk->at < 0 && !walk->interrupted)
-            climb(walk);
+            climb_by_rows(walk);
         if (walk->at >= 0) {
-            follow(walk);
+            follow_memo(walk);
             if (walk->at == 0 && walk->memo->terminal) {
                 walk->terminal = 1;
                 return walk->memo->end;
@@ -798,7 +798,7 @@ static int walk_on(struct walk *walk)
         }
         if (walk->at >= 0)
             walk->bp = followed_bp(walk);
-        end = step(walk, info);
+        end = step_by_row(walk, info);
         if (end != STEPPED)
             return end;
         if (walk->frames == walk->frames_end)
@@ -827,7 +827,7 @@ static int walk_on(struct walk *walk)
 }
 
 /* Takes what a finished walk found into the memo, or leaves the memo as it is. */
-static void conclude(struct walk *walk, struct unwind_trace *trace)
+static void conclude_walk(struct walk *walk, struct unwind_trace *trace)
 {
     struct unwind_memo *memo = walk->memo;
     struct memo_detail *detail;
@@ -858,7 +858,7 @@ static void conclude(struct walk *walk, struct unwind_trace *trace)
     if (joins && fresh_count == 0)
         memo->count = walk->joined + 1;
     else
-        remember(memo, kept, fresh_count, !walk->terminal);
+        remember_walk(memo, kept, fresh_count, !walk->terminal);
     memo->end = trace->end;
     memo->terminal = walk->terminal != 0;
     memo->others_since = 0;
@@ -1061,7 +1061,7 @@ int unwind_walk_with_memo(struct unwind_state *state, struct unwind_memo *memo, 
     trace->end = walk_on(&walk);
     trace->count = (int32_t)(walk.frames - walk.frames_start);
     if (walk.memo != NULL) {
-        conclude(&walk, trace);
+        conclude_walk(&walk, trace);
         close_memo(memo);
         return trace->count;
     }
@@ -1150,7 +1150,7 @@ static uint64_t read_leb(struct cursor *cursor, int is_signed)
 static uint64_t read_uleb(struct cursor *cursor) { return read_leb(cursor, 0); }
 static int64_t read_sleb(struct cursor *cursor) { return (int64_t)read_leb(cursor, 1); }
 
-static void skip(struct cursor *cursor, uint64_t bytes)
+static void skip_bytes(struct cursor *cursor, uint64_t bytes)
 {
     if (cursor->bad || (uint64_t)(cursor->end - cursor->at) < bytes)
         cursor->bad = 1;
@@ -1267,7 +1267,7 @@ static int read_cie(uint64_t address, const struct module *module, struct functi
     if (augmentation[0] == 'z') {
         uint64_t length = read_uleb(&cie);
         struct cursor data = cie;
-        skip(&cie, length);
+        skip_bytes(&cie, length);
         if (cie.bad)
             return 0;
         data.end = cie.at;
@@ -1278,12 +1278,12 @@ static int read_cie(uint64_t address, const struct module *module, struct functi
                 entry->pointer_encoding = (unsigned)read_fixed(&data, 1);
                 break;
             case 'L':
-                skip(&data, 1);
+                skip_bytes(&data, 1);
                 break;
             case 'P':
                 encoding = (unsigned)read_fixed(&data, 1);
                 if (encoding == ENCODING_ALIGNED)
-                    skip(&data, -(uint64_t)(uintptr_t)data.at & 7);
+                    skip_bytes(&data, -(uint64_t)(uintptr_t)data.at & 7);
                 if (encoding != ENCODING_OMIT)
                     read_format(&data, encoding);
                 break;
@@ -1329,7 +1329,7 @@ static int read_fde(uint64_t address, const struct module *module, struct functi
     entry->start = read_pointer(&fde, entry->pointer_encoding, entry->data);
     entry->end = entry->start + read_format(&fde, entry->pointer_encoding);
     if (augmented == 2)
-        skip(&fde, read_uleb(&fde));
+        skip_bytes(&fde, read_uleb(&fde));
     entry->program = fde;
     return !fde.bad && entry->start < entry->end;
 }
@@ -1425,7 +1425,7 @@ static struct cursor read_block(struct cursor *program)
     struct cursor block;
     uint64_t length = read_uleb(program);
     block = *program;
-    skip(program, length);
+    skip_bytes(program, length);
     block.end = program->at;
     block.bad = program->bad;
     return block;
@@ -1622,7 +1622,7 @@ struct value {
 
 #define MAX_VALUES 8
 
-static int evaluate(struct cursor expression, uint64_t pc, int cfa_is_pushed, struct value *result)
+static int evaluate_expression(struct cursor expression, uint64_t pc, int cfa_is_pushed, struct value *result)
 {
     struct value values[MAX_VALUES + 1];
     unsigned depth = 0;
@@ -1773,7 +1773,7 @@ static int evaluate(struct cursor expression, uint64_t pc, int cfa_is_pushed, st
 static int place_of(const struct rule *rule, uint64_t pc, struct value *place)
 {
     if (rule->kind == RULE_AT_EXPRESSION)
-        return evaluate(rule->expression, pc, 1, place) && !place->loaded;
+        return evaluate_expression(rule->expression, pc, 1, place) && !place->loaded;
     if (rule->kind != RULE_AT_CFA)
         return 0;
     place->of = OF_CFA;
@@ -1795,7 +1795,7 @@ static void relate_to_cfa(struct value *place, const struct value *cfa)
 }
 
 /* Packs the rules into a row's information. */
-static uint64_t pack(const struct rules *rules, uint64_t pc, int signal_frame)
+static uint64_t pack_row(const struct rules *rules, uint64_t pc, int signal_frame)
 {
     const uint64_t unsupported = ROW(ROW_UNSUPPORTED, 0);
     struct value cfa, place;
@@ -1805,7 +1805,7 @@ static uint64_t pack(const struct rules *rules, uint64_t pc, int signal_frame)
     if (rules->pc.kind == RULE_UNDEFINED)
         return ROW(ROW_OUTERMOST, 0);
     if (rules->cfa_by_expression) {
-        if (!evaluate(rules->cfa_expression, pc, 0, &cfa))
+        if (!evaluate_expression(rules->cfa_expression, pc, 0, &cfa))
             return unsupported;
     } else {
         cfa.of = rules->cfa_register == REGISTER_SP ? OF_SP : rules->cfa_register == REGISTER_BP ? OF_BP : OF_NOTHING;
@@ -1912,7 +1912,7 @@ static uint64_t compute_row(struct unwind_state *state, uint64_t ra)
     rules = initial;
     if (!run_program(entry.program, &entry, entry.start, pc, &initial, &rules))
         return ROW(ROW_UNSUPPORTED, 0);
-    return pack(&rules, pc, entry.signal_frame);
+    return pack_row(&rules, pc, entry.signal_frame);
 }
 
 /* The parts of the ELF format that are needed; System V ABI, "Program Header". */
@@ -1941,9 +1941,9 @@ static struct segment read_segment(uint64_t headers, uint64_t i)
     struct cursor cursor = cursor_over(at, at + PROGRAM_HEADER_BYTES);
     segment.type = read_fixed(&cursor, 4);
     segment.flags = read_fixed(&cursor, 4);
-    skip(&cursor, 8);
+    skip_bytes(&cursor, 8);
     segment.start = read_fixed(&cursor, 8);
-    skip(&cursor, 8);
+    skip_bytes(&cursor, 8);
     segment.end = segment.start + read_fixed(&cursor, 8);
     return segment;
 }
@@ -2052,6 +2052,14 @@ static void write_slot(struct module_slot *slot, const struct module *module)
     store_word(&slot->version, slot->version + 1);
 }
 
+static void empty_slot(struct unwind_state *state, uint64_t i)
+{
+    static const struct module empty = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+    uint64_t start = state->modules[i].module.start, end = state->modules[i].module.end;
+    write_slot(state->modules + i, &empty);
+    forget_rows(state, start, end);
+}
+
 int unwind_add_module(struct unwind_state *state, uint64_t base, uint64_t size)
 {
     struct module module;
@@ -2059,6 +2067,9 @@ int unwind_add_module(struct unwind_state *state, uint64_t base, uint64_t size)
     unwind_remove_module(state, base);
     if (!read_module(base, size, &module))
         return 0;
+    for (i = 0; i < state->module_slots; i++) /* whatever was there must be gone */
+        if (state->modules[i].module.start < module.end && state->modules[i].module.end > module.start)
+            empty_slot(state, i);
     for (i = 0; i < state->module_slots && state->modules[i].module.end != 0; i++) {
     }
     if (i == UNWIND_MAX_MODULES)
@@ -2072,19 +2083,10 @@ int unwind_add_module(struct unwind_state *state, uint64_t base, uint64_t size)
 
 void unwind_remove_module(struct unwind_state *state, uint64_t base)
 {
-    struct module empty, *module;
-    uint64_t i, start, end;
-    for (i = 0; i < MODULE_WORDS; i++)
-        ((uint64_t *)&empty)[i] = 0;
-    for (i = 0; i < state->module_slots; i++) {
-        module = &state->modules[i].module;
-        if (module->end != 0 && module->base == base) {
-            start = module->start;
-            end = module->end;
-            write_slot(state->modules + i, &empty);
-            forget_rows(state, start, end);
-        }
-    }
+    uint64_t i;
+    for (i = 0; i < state->module_slots; i++)
+        if (state->modules[i].module.end != 0 && state->modules[i].module.base == base)
+            empty_slot(state, i);
 }
 
 void unwind_add_framed_code(struct unwind_state *state, uint64_t start, uint64_t end)

@@ -60,6 +60,10 @@ class ConsoleReporter(Observer):
         if not self._quiet:
             self.say(f"rtetrack-frida: {why}: {text.count(blocks, 'live allocation')} written to {path}")
 
+    def forked(self, parent: int, child: int) -> None:
+        if not self._quiet:
+            self.say(f"rtetrack-frida: process {parent} forked process {child}, tracked too")
+
     def problem(self, text: str) -> None:
         self.say(f"rtetrack-frida: {text}")
 

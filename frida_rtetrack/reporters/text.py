@@ -19,14 +19,6 @@ from frida_rtetrack.tracking import BadFreeKind
 if TYPE_CHECKING:
     from frida_rtetrack.host import Stats
 
-_TITLES = {
-    BadFreeKind.DUPLICATE: "Duplicate free",
-    BadFreeKind.STRAY: "Stray free",
-    BadFreeKind.INTERIOR: "Interior free",
-    BadFreeKind.MEMZONE: "Memzone free",
-    BadFreeKind.FOREIGN: "Foreign free",
-    BadFreeKind.AFTER_CLEANUP: "After-cleanup free",
-}
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -85,8 +77,12 @@ def stack(shown: Stack | None, indent: str = "      ") -> Iterator[str]:
 
 
 def bad_free_title(report: BadFreeReport) -> str:
-    """The first line: `Duplicate free of address: 0x...` and who did it."""
-    return f"{_TITLES[report.kind]} of address: {report.address:#x} (bad free {report.number}, {report.function} by {report.thread})"
+    """The first line: `Duplicate free of address: 0x...` or `Stray free of address: 0x...`, and who did it."""
+    word = "Duplicate" if report.kind is BadFreeKind.DUPLICATE else "Stray"
+    kind = (
+        "" if report.kind in (BadFreeKind.DUPLICATE, BadFreeKind.STRAY) else f"{report.kind.value.replace('_', ' ')}, "
+    )
+    return f"{word} free of address: {report.address:#x} ({kind}bad free {report.number}, {report.function} by {report.thread})"
 
 
 def bad_free(report: BadFreeReport) -> Iterator[str]:

@@ -19,10 +19,8 @@ static volatile int sink, recording;
 
 OPAQUE int probe(int value)
 {
-    if (recording) {
-        recorded_count = backtrace(recorded, 64);
-        recording = 0;
-    }
+    if (recording)
+        recorded_count = backtrace(recorded, 64); /* the last call's stays */
     return value + 1;
 }
 

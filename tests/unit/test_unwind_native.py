@@ -120,6 +120,12 @@ def test_damaged_tables_are_survived(tables: Path | str, folder: Path, programs:
     run(program, damaged, "1", "2.5")
 
 
+@pytest.mark.parametrize("library", ["libc.so.6", "libm.so.6"])
+def test_module_table_holds_what_is_there_and_nothing_else(library: str, folder: Path) -> None:
+    program = build(folder / "modules", *SANITIZERS, PROGRAMS / "modules.c")
+    assert run(program, f"/lib/x86_64-linux-gnu/{library}") == "ok\n"
+
+
 def test_modules_come_and_go_while_threads_walk(folder: Path) -> None:
     program = build(folder / "stress", "-g", "-O2", "-fno-omit-frame-pointer", PROGRAMS / "stress.c", "-pthread")
     run(program, "1")
@@ -149,7 +155,7 @@ class Function:
 
 
 def readelf(path: Path, what: str) -> list[str]:
-    command = ["readelf", f"--debug-dump={what}", "--debug-dump=no-follow-links", path]
+    command = ["readelf", f"--debug-dump={what}", "--debug-dump=no-follow-links", str(path)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
