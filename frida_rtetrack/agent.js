@@ -540,7 +540,7 @@ class Session {
     this.native('sigmark_stop', 'void', [])();
     this.sigactionListener?.detach();
     Interceptor.flush();
-    this.record(0); // whoever waits for room in the ring stops waiting
+    if (!this.hostReads) this.record(0); // nobody makes room in the ring any more: whoever waits for it must go on
     const threadsInside = this.native('agent_threads_inside', 'int', []);
     const signalsInside = this.native('sigmark_inside', 'int', []);
     const inside = () => threadsInside() + signalsInside() + this.engine.threadsInside();
@@ -607,6 +607,11 @@ rpc.exports = {
   // [base, size, socket] of each range of addresses that DPDK reserved for its heap.
   heapRegions() {
     return session.heapRegions();
+  },
+
+  // The host is about to unload us and reads on until we are gone: nothing needs to be dropped.
+  leave() {
+    session.hostReads = true;
   },
 
   moduleNames() {

@@ -155,7 +155,7 @@ def test_attaching_and_leaving_many_times_under_load_neither_crashes_nor_leaks(r
     )
     rounds = runner.python(script, load.pid, ROUNDS)
     for number in range(ROUNDS):
-        assert rounds.wait_for(rf"^round {number} (.*)$")[1] == "True 0 0"
+        assert rounds.wait_for(rf"^round {number} (\S+ \S+ \S+)$")[1] == "True 0 0"
         sizes.append(mapped_kib(load.pid))
     assert rounds.finish() == 0, rounds.stderr
     assert_untouched(load.pid)
