@@ -469,6 +469,7 @@ class Session {
     const { library } = this.options;
     if (library !== null && !matchesLibrary(module, library)) return;
     if (this.find(module, 'rte_free') === null || !ALLOCATING.some(name => this.find(module, name) !== null)) return;
+    if (this.observer !== undefined) keepLoaded(module);
     const hooked = [];
     const taken = new Set();
     for (const name of Object.keys(FUNCTIONS)) {
@@ -492,13 +493,25 @@ class Session {
     this.dumpHeaps = dump;
     this.native('agent_use_heap', 'void', ['pointer', 'pointer', 'int'])(dump ?? NULL, walk ?? NULL, +this.options.verify);
     this.takeSnapshot = this.native('snapshot_take', 'int64', ['pointer', 'uint64', 'int']);
+    this.heapEnter = this.native('heap_enter', 'int', []);
+    this.heapLeave = this.native('heap_leave', 'void', []);
   }
 
-  // Has DPDK's own list of busy blocks written into the event stream; returns how many (negative: see snapshot.c), or
-  // null if DPDK cannot be asked.
+  // Calls into DPDK while its heap is there; `otherwise` if it is gone.
+  withHeap(ask, otherwise) {
+    if (this.heapEnter() === 0) return otherwise;
+    try {
+      return ask();
+    } finally {
+      this.heapLeave();
+    }
+  }
+
+  // Has DPDK's own list of busy blocks written into the event stream; returns how many, -1 without memory, -2 if the
+  // heap is gone, or null if DPDK cannot be asked.
   snapshot(number) {
     if (!this.dumpHeaps) return null;
-    return this.takeSnapshot(this.dumpHeaps, number, +this.hasOneHeap()).toNumber();
+    return this.withHeap(() => this.takeSnapshot(this.dumpHeaps, number, +this.hasOneHeap()).toNumber(), -2);
   }
 
   // struct rte_memseg_list (lib/eal/include/rte_eal_memconfig.h): base_va 0, page_sz 8, socket_id 16, version 20, len 24.
@@ -511,7 +524,7 @@ class Session {
       if (!base.isNull()) regions.push([base.toString(), '0x' + list.add(24).readU64().toString(16), list.add(16).readS32()]);
       return 0;
     }, 'int', ['pointer', 'pointer']);
-    new NativeFunction(walk, 'int', ['pointer', 'pointer'])(note, NULL);
+    this.withHeap(() => new NativeFunction(walk, 'int', ['pointer', 'pointer'])(note, NULL));
     return regions;
   }
 
@@ -555,6 +568,12 @@ class Session {
     system.munmap(this.tables, this.tablesBytes);
     for (const page of [this.agent, this.sigmark, this.originals, this.follow]) system.munmap(page, Process.pageSize);
   }
+}
+
+// A hook cannot be taken out of memory that is gone: a library that is hooked after the start is not unloaded any more.
+function keepLoaded(module) {
+  const LAZY_NOLOAD_NODELETE = 0x1005;
+  libc('dlopen', 'pointer', ['pointer', 'int'])(Memory.allocUtf8String(module.path), LAZY_NOLOAD_NODELETE);
 }
 
 function matchesLibrary(module, library) {

@@ -57,6 +57,7 @@ struct agent {
     void (*dump_heaps)(void *); /* rte_malloc_dump_heaps, if the final baseline is wanted */
     void (*walk_memzones)(void (*)(const struct memzone *, void *), void *); /* rte_memzone_walk, if it is there */
     volatile uint32_t heap_gone; /* rte_eal_cleanup was called: its heap must not be touched any more */
+    volatile uint64_t heap_users; /* calls of ours into DPDK that are under way: rte_eal_cleanup waits for them */
     uint32_t max_frames;
     uint32_t allocation_backtrace, free_backtrace; /* switches */
     volatile uint32_t stack_lock, label_lock;

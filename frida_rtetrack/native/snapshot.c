@@ -194,10 +194,20 @@ static void *map_memory(uint64_t bytes) {
     return address < 0 ? NULL : (void *) address;
 }
 
+/* Around every call of ours into DPDK: 0 if its heap is gone and must not be touched. */
+int heap_enter(void) {
+    atomic_add(&agent.heap_users, 1);
+    if (!agent.heap_gone) return 1;
+    atomic_add(&agent.heap_users, (uint64_t) -1);
+    return 0;
+}
+
+void heap_leave(void) { atomic_add(&agent.heap_users, (uint64_t) -1); }
+
 /*
  * Takes a snapshot: MARK_BASELINE_STARTED, then MARK_HEAP_SNAPSHOT at the moment that holds for each heap, then a
- * BASELINE_BLOCK a busy element, then MARK_BASELINE_ENDED with `number`. Returns the number of blocks, -1 without
- * memory, -2 if the heap is gone. `one_heap` says that only one heap has elements.
+ * BASELINE_BLOCK a busy element, then MARK_BASELINE_ENDED with `number`. Returns the number of blocks or -1
+ * without memory. `one_heap` says that only one heap has elements.
  */
 int64_t snapshot_take(void (*dump_heaps)(void *), uint64_t number, int one_heap) {
     struct snapshot snapshot;
@@ -205,7 +215,6 @@ int64_t snapshot_take(void (*dump_heaps)(void *), uint64_t number, int one_heap)
     struct zone_labels *zones;
     void *stream = NULL;
     int64_t settle[2];
-    if (agent.heap_gone) return -2;
     memset(&snapshot, 0, sizeof snapshot);
     memset(&functions, 0, sizeof functions);
     functions.write = snapshot_write;
@@ -236,7 +245,14 @@ int64_t snapshot_take(void (*dump_heaps)(void *), uint64_t number, int one_heap)
 
 /* The program is about to let go of its heap: the last moment to look at it. Called on the program's thread. */
 void cleanup_started(void) {
-    if (agent.dump_heaps != NULL) snapshot_take(agent.dump_heaps, FINAL_BASELINE, 0);
+    int64_t pause[2];
+    pause[0] = 0;
+    pause[1] = 100000;
+    if (agent.dump_heaps != NULL && heap_enter()) {
+        snapshot_take(agent.dump_heaps, FINAL_BASELINE, 0);
+        heap_leave();
+    }
     agent_mark(MARK_EAL_CLEANUP_STARTED, 0);
-    publish_u32(&agent.heap_gone, 1);
+    atomic_exchange(&agent.heap_gone, 1);
+    while (agent.heap_users != 0) syscall(SYS_NANOSLEEP, pause, 0L);
 }
