@@ -309,7 +309,7 @@ class Rules:
         duplicate = row >= 0
         allocated = table.block(row) if duplicate else None
         certain = allocated is not None and table.free_sequence.item(row) >= self.gap_sequence
-        if not (self.complete or certain):
+        if not self.complete:  # a call that the hooks came too late for may have handed the address out, unseen
             return False
         kind = BadFreeKind.DUPLICATE if duplicate else BadFreeKind.STRAY
         history_complete = self.complete and (certain if duplicate else self.history_whole)
