@@ -30,6 +30,7 @@ static unsigned live_blocks, depth, threads;
 static double seconds, pairs_a_second;
 static int burst;
 static pthread_barrier_t barrier;
+static volatile int finished;
 static volatile int warm; /* keeps the compiler from turning descend() into a loop */
 
 struct worker {
@@ -93,13 +94,15 @@ static void *run(void *argument) {
             }
         }
     } else if (burst) {
-        while (now_ns() < end && worker->bursts < BURSTS_MAX) {
-            pthread_barrier_wait(&barrier);
+        for (;;) {
+            if (worker->number == 0 && (now_ns() >= end || worker->bursts == BURSTS_MAX)) finished = 1;
+            pthread_barrier_wait(&barrier); /* all threads stop after the same burst */
+            if (finished) break;
             double before = now_ns();
             descend(worker, depth, BURST_PAIRS);
             worker->bursts_ns[worker->bursts++] = (now_ns() - before) / BURST_PAIRS;
+            pthread_barrier_wait(&barrier);
             usleep(30000);
-            if (threads > 1 && worker->bursts >= (unsigned) (seconds / 0.04)) break; /* all threads stop together */
         }
     } else {
         while (now_ns() < end) descend(worker, depth, 1000);

@@ -21,19 +21,22 @@ import click
 
 EAL = ("--no-huge", "-m", "2048", "--no-pci", "--no-telemetry", "--no-shconf")
 
-# Those that run without hardware; issue by issue the list of what was tried.
+# Those that run without hardware (some fail bare on a small machine, and then fail tracked in the same way).
 NAMES = (
     "malloc", "ring", "mempool", "memzone", "hash", "lpm", "lpm6", "mbuf", "rcu_qsbr", "timer", "service", "stack", "rib",
     "rib6", "fib", "fib6", "efd", "member", "acl", "event_ring", "reorder", "distributor", "table", "pipeline", "meter",
     "red", "sched", "memcpy", "memory", "eal_fs", "errno", "fbarray", "alarm", "atomic", "bitmap", "bpf", "bitops", "byteorder",
-    "cksum", "cmdline", "common", "crc", "cycles", "debug", "devargs", "eventdev_common", "func_reentrancy", "hash_readwrite_func",
-    "interrupt", "ipfrag", "ipsec", "kvargs", "lcores", "logs", "multiprocess", "mcslock", "memcpy", "per_lcore", "prefetch",
+    "cksum", "cmdline", "common", "crc", "cycles", "debug", "devargs", "func_reentrancy", "hash_readwrite_func",
+    "interrupt", "ipfrag", "ipsec", "kvargs", "lcores", "logs", "mcslock", "per_lcore", "prefetch",
     "rwlock", "seqlock", "spinlock", "stack_lf", "string", "tailq", "thash", "threads", "ticketlock", "trace", "user_delay_us",
-    "version", "bpf_convert", "external_mem", "flow_classify", "graph", "lcores", "pdump", "power", "security", "thread", "node_list_dump",
+    "version", "external_mem", "graph", "pdump", "security",
 )  # fmt: skip
 
 EXPECTED: dict[str, dict[str, int]] = {}
 """Bad frees that a test commits on purpose: test -> kind -> how many. None so far."""
+
+HIDDEN = {"trace": 1}
+"""Blocks that pass by every exported function: DPDK's trace buffers (eal_malloc_no_trace), busy in the heap, unseen."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,8 @@ def judge(name: str, bare: Outcome | None, tracked: Outcome | None) -> tuple[boo
     right = (
         (bare.status, bare.passed) == (tracked.status, tracked.passed)
         and tracked.bad_frees == EXPECTED.get(name, {})
-        and verify == {"missing": [], "unexpected": []}
+        and verify is not None
+        and (len(verify["missing"]), verify["unexpected"]) == (HIDDEN.get(name, 0), [])
         and events["lost"] == 0
     )
     word = {True: "passes", False: "fails"}

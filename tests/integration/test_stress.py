@@ -1,0 +1,72 @@
+"""Attach, verify and leave, again and again, while the program does everything at once.
+
+Short in CI; by hand for as long as you like: `RTETRACK_STRESS_SECONDS=1800 pytest tests/integration/test_stress.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from tracked import Runner
+
+from frida_rtetrack import Host, Observer, Options
+from frida_rtetrack.badfree import BadFreeReport
+
+SECONDS = float(os.environ.get("RTETRACK_STRESS_SECONDS", "20"))
+
+
+class Silence(Observer):
+    """Whatever the host has to say is a failure."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def bad_free(self, report: BadFreeReport) -> None:
+        self.said.append(f"{report.kind} {report.address:#x}: {report.detail}")
+
+    def problem(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_nothing_is_lost_accused_or_broken_while_threads_libraries_children_and_signals_come_and_go(
+    runner: Runner, engine: str
+) -> None:
+    program = runner.start_ready("stress", runner.program("plugin.so"))
+    deadline = time.monotonic() + SECONDS
+    rounds = 0
+    while time.monotonic() < deadline:
+        observer = Silence()
+        with Host.attach(program.pid, Options(engine=engine, dump_on_bad_free=False), observer) as host:
+            host.wait(0.5)
+            if engine == "native":
+                assert not host.verify()
+        assert observer.said == []
+        assert host.lost == 0
+        assert host.tracking.totals.allocations > 0
+        assert program.alive
+        rounds += 1
+    assert rounds
+    program.send_signal(signal.SIGTERM)
+    assert program.finish() == 0
+    assert int(program.stdout.split()[-1]) > 0
+
+
+def test_a_stressed_program_from_its_start_to_its_end_is_tracked_exactly(runner: Runner) -> None:
+    tracked = runner.spawn("stress", runner.program("plugin.so"), options=["--verify", "--no-dump-on-bad-free"])
+    tracked.wait_for("^ready$")
+    time.sleep(min(SECONDS / 4, 60))
+    tracked.send_signal(signal.SIGTERM)
+    assert tracked.finish() == 0, tracked.stderr
+    found = tracked.summary
+    assert found["bad_frees"] == []
+    assert found["events"]["lost"] == 0
+    assert found["verify"] == {"missing": [], "unexpected": []}
+    pairs = int(tracked.stdout.split()[-1])
+    assert found["events"]["allocations"] >= pairs
+    assert found["events"]["resizes"] == pairs // 16
+    assert {kind for site in found["call_sites"] for kind in site["types"]} <= {
+        "rte_services",
+        "rte_service_core_states",
+    }

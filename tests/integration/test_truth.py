@@ -1,0 +1,260 @@
+"""What the tool claims is true on programs of every build, and DPDK's own heap is the witness."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tracked import Runner, functions
+
+from frida_rtetrack import Host, Observer, Options
+
+ROOT = Path(__file__).resolve().parents[2]
+ROUNDS = int(os.environ.get("RTETRACK_TEST_ROUNDS", "10"))
+
+PLANTED = [
+    # what, kind, what the detail must say, the type of the block that is named with it
+    ("duplicate_field", "duplicate", "already freed", "queue"),
+    ("two_threads", "duplicate", "already freed", "queue"),
+    ("interior", "interior", "1,024 bytes inside of a live block of 4,096 bytes of type block", "block"),
+    ("libc", "foreign", r"in libc's heap", None),
+    ("stack", "foreign", r"on the (main thread's )?stack", None),
+    ("global", "foreign", r"in badfrees\+0x[0-9a-f]+", None),
+    ("unmapped", "foreign", "unmapped", None),
+    ("null_page", "foreign", "NULL page", None),
+    ("stray", "stray", "No block starts at this address of DPDK's heap", None),
+    ("memzone", "memzone", "memzone a_zone", "memzone:a_zone"),
+    ("mempool", "memzone", "mempool a_pool.*rte_mempool_put", "memzone:MP_a_pool"),
+    ("after_cleanup", "after_cleanup", "rte_eal_cleanup", "block"),
+]
+
+
+@pytest.mark.parametrize(("what", "kind", "detail", "block"), PLANTED, ids=[row[0] for row in PLANTED])
+def test_a_planted_bad_free_is_told_apart_by_evidence(
+    runner: Runner, engine: str, what: str, kind: str, detail: str, block: str | None
+) -> None:
+    tracked = runner.run("badfrees", what, options=["--engine", engine])
+    status = tracked.wait()
+    assert status in ((0,) if what not in ("unmapped", "null_page", "after_cleanup") else (0, 139)), tracked.stderr
+    (bad,) = tracked.summary["bad_frees"]
+    assert bad["kind"] == kind
+    assert re.search(detail, bad["detail"]), bad["detail"]
+    assert (bad["allocated"] and bad["allocated"]["type"].split("_0")[0]) == block
+    assert bad["function"] == "rte_free"
+    word = "Duplicate" if kind == "duplicate" else "Stray"
+    assert f"{word} free of address: {bad['address']}" in tracked.stderr
+
+
+def test_the_stacks_of_a_double_free_in_an_uninit_path_name_the_lines(runner: Runner, engine: str) -> None:
+    tracked = runner.run("badfrees", "duplicate_field", options=["--engine", engine])
+    assert tracked.wait() == 0
+    (bad,) = tracked.summary["bad_frees"]
+    assert functions(bad["backtrace"])[:2] == ["uninit", "main"]
+    assert functions(bad["first_freed"]["backtrace"])[:2] == ["uninit", "main"]
+    assert functions(bad["allocated"]["backtrace"])[0] == "main"
+    assert bad["backtrace"][0]["line"] == bad["first_freed"]["backtrace"][0]["line"] + 2
+
+
+def test_two_threads_that_free_one_queue_are_both_named(runner: Runner, engine: str) -> None:
+    tracked = runner.run("badfrees", "two_threads", options=["--engine", engine])
+    assert tracked.wait() == 0
+    (bad,) = tracked.summary["bad_frees"]
+    assert len({bad["tid"], bad["first_freed"]["tid"], bad["allocated"]["tid"]}) == 3
+
+
+def test_what_is_not_freed_at_cleanup_is_the_leak_report(runner: Runner, engine: str) -> None:
+    tracked = runner.run("badfrees", "leak", options=["--engine", engine, "--verify"])
+    assert tracked.wait() == 0
+    leaks = tracked.summary["leaks"]
+    assert (leaks["blocks"], leaks["bytes"]) == (3, 900)
+    assert leaks["eal"]["blocks"] > 0
+    (site,) = leaks["call_sites"]
+    assert (site["types"], functions(site["backtrace"])[:2]) == (["leaked"], ["leak_a_block", "main"])
+    assert tracked.summary["verify"] == {"missing": [], "unexpected": []}
+    assert tracked.summary["bad_frees"] == []
+
+
+def test_a_program_that_frees_everything_has_no_leaks(runner: Runner, engine: str) -> None:
+    tracked = runner.run("badfrees", "clean", options=["--engine", engine])
+    assert tracked.wait() == 0
+    assert tracked.summary["leaks"]["blocks"] == 0
+    assert "everything was freed" in tracked.stderr
+
+
+def essence(summary: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same whatever way DPDK came into the program."""
+    sites = sorted((site["bytes"], site["blocks"], site["types"]) for site in summary["call_sites"])
+    bad = [(each["kind"], each["function"]) for each in summary["bad_frees"]]
+    return {key: summary[key] for key in ("live", "peak", "memzones", "verify")} | {"sites": sites, "bad": bad}
+
+
+@pytest.mark.parametrize("program", ["realloc", "memzones"])
+@pytest.mark.parametrize("build", ["static", "static-clang", "debuglink"])
+def test_dpdk_linked_in_statically_gives_the_same_as_shared(
+    runner: Runner, engine: str, program: str, build: str
+) -> None:
+    if not Path(runner.program(f"{program}-{build}")).is_file():
+        pytest.skip("clang is not installed")
+    options = ["--engine", engine, "--verify"]
+    shared, linked = (runner.run(name, options=options) for name in (program, f"{program}-{build}"))
+    assert shared.wait() == linked.wait()
+    assert shared.summary["verify"] == {"missing": [], "unexpected": []}
+    assert essence(linked.summary) == essence(shared.summary)
+
+
+def test_a_stripped_static_program_says_what_to_do_and_works_with_symbol(runner: Runner, engine: str) -> None:
+    stripped = runner.program("realloc-stripped")
+    tracked = runner.run("realloc-stripped", options=["--engine", engine])
+    tracked.wait()
+    assert "--symbol" in tracked.stderr
+    names = subprocess.run(["nm", runner.program("realloc-static")], capture_output=True, text=True, check=True).stdout
+    wanted = (
+        "rte_malloc",
+        "rte_zmalloc",
+        "rte_calloc",
+        "rte_malloc_socket",
+        "rte_zmalloc_socket",
+        "rte_realloc",
+        "rte_free",
+    )
+    symbols = []
+    for address, name in re.findall(r"^([0-9a-f]+) [tT] (\w+)$", names, re.MULTILINE):
+        if name in (*wanted, "rte_realloc_socket", "rte_calloc_socket", "rte_malloc_dump_heaps"):
+            symbols += ["--symbol", f"{name}={stripped}+0x{address}"]
+    told = runner.run("realloc-stripped", options=["--engine", engine, "--verify", *symbols])
+    shared = runner.run("realloc", options=["--engine", engine])
+    told.wait(), shared.wait()
+    assert told.summary["live"] == shared.summary["live"]
+    assert told.summary["verify"] == {"missing": [], "unexpected": []}
+
+
+class Accusations(Observer):
+    """Collects what the host says."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def bad_free(self, report: Any) -> None:
+        self.said.append(f"{report.kind} {report.address:#x} {report.detail}")
+
+    def problem(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_attaching_under_full_load_takes_a_right_baseline_every_time(runner: Runner, engine: str) -> None:
+    load = runner.start_load(2, seconds=600)
+    for _ in range(ROUNDS if engine == "native" else 3):
+        observer = Accusations()
+        with Host.attach(load.pid, Options(engine=engine, dump_on_bad_free=False), observer) as host:
+            host.wait(0.2)
+            difference = host.verify()
+            assert difference is not None
+            assert not difference, difference
+        assert observer.said == []
+        assert host.lost == 0
+    assert load.alive
+
+
+def test_forked_children_are_followed_when_asked_for(runner: Runner, engine: str) -> None:
+    tracked = runner.run("forker", "exit", options=["--engine", engine, "--follow-fork", "--verify"])
+    assert tracked.wait() == 0
+    found = tracked.summary
+    assert [bad["kind"] for bad in found["bad_frees"]] == ["duplicate"] * 3
+    assert len({bad["tid"] for bad in found["bad_frees"]}) == 3
+    assert all(functions(bad["backtrace"])[0] == "child" for bad in found["bad_frees"])
+    assert found["verify"] == {"missing": [], "unexpected": []}
+
+
+HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
+
+
+@pytest.fixture(scope="module")
+def hugepages() -> Any:
+    """At least 128 free hugepages and a mount for them; given back afterwards."""
+    if os.geteuid() != 0:
+        pytest.skip("secondary processes need hugepages, and those root")
+    before = HUGEPAGES.read_text()
+    try:
+        HUGEPAGES.write_text(str(max(int(before), 160)))
+    except OSError as error:
+        pytest.skip(f"no hugepages can be had here: {error}")
+    mounted = not os.path.ismount("/dev/hugepages")
+    if mounted:
+        os.makedirs("/dev/hugepages", exist_ok=True)
+        subprocess.run(["mount", "-t", "hugetlbfs", "nodev", "/dev/hugepages"], check=True)
+    free = int(re.search(r"HugePages_Free:\s+(\d+)", Path("/proc/meminfo").read_text())[1])  # type: ignore[index]
+    if free < 64:
+        pytest.skip(f"only {free} hugepages are free")
+    yield
+    if mounted:
+        subprocess.run(["umount", "/dev/hugepages"])
+    HUGEPAGES.write_text(before)
+
+
+def start_pair(runner: Runner) -> list[Any]:
+    words = ["-m", "64", "--no-pci", "--no-telemetry", "--file-prefix", f"pair{os.getpid()}", "--log-level", "error"]
+    pair = []
+    for role in ("primary", "secondary"):
+        pair.append(runner.start("shared", *words, f"--proc-type={role}"))
+        pair[-1].wait_for("^ready$")
+    return pair
+
+
+@pytest.mark.parametrize("first_to_leave", [0, 1])
+def test_blocks_of_a_primary_and_its_secondary_are_one_heap(
+    runner: Runner, hugepages: None, first_to_leave: int
+) -> None:
+    pair = start_pair(runner)
+    observer = Accusations()
+    with Host.attach([process.pid for process in pair], Options(dump_on_bad_free=False), observer) as host:
+        before = host.tracking.live_blocks
+        for process in pair:
+            process.tell("")
+        for process in pair:
+            process.wait_for("^done$")
+        host.sync()
+        assert (host.tracking.totals.allocations, host.tracking.totals.frees) == (200, 200)
+        assert host.tracking.live_blocks == before
+        assert host.verify() is not None
+        assert not host.verified
+        pair[first_to_leave].finish()
+        assert not host.wait(0.3)
+        pair[1 - first_to_leave].finish()
+        assert host.wait(10)
+    assert observer.said == []
+
+
+def test_a_free_of_another_processs_block_is_no_accusation(runner: Runner, hugepages: None) -> None:
+    pair = start_pair(runner)
+    observer = Accusations()
+    with Host.attach(pair[1].pid, Options(dump_on_bad_free=False), observer) as host:
+        for process in pair:
+            process.tell("")
+        for process in pair:
+            process.wait_for("^done$")
+        host.sync()
+    (said,) = observer.said
+    assert "allocated by another process" in said
+    assert str(pair[0].pid) in said
+    assert host.bad_frees == []
+    for process in pair:
+        process.finish()
+
+
+def test_processes_of_different_heaps_are_not_taken_for_one(runner: Runner) -> None:
+    first, second = (runner.start_load(1) for _ in range(2))
+    tracked = runner.attach(first.pid, options=[second.pid], wait=False)
+    assert tracked.wait() == 125
+    assert "do not share one DPDK heap" in tracked.stderr
+
+
+@pytest.mark.parametrize("name", ["malloc", "ring", "memzone", "hash", "mempool"])
+def test_dpdks_own_autotest_ends_as_it_does_bare_without_a_false_report(name: str) -> None:
+    command = [sys.executable, str(ROOT / "tests" / "autotests" / "run.py"), name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170)
+    assert done.returncode == 0, done.stdout + done.stderr
