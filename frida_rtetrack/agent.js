@@ -405,6 +405,8 @@ class Session {
     if (this.process < 0) throw new Error('the session memory is not of this version');
     this.mark = this.native('agent_mark', 'int', ['uint32', 'uint64']);
     this.switchTo = this.native('agent_switch', 'void', ['int']);
+    this.names = new Map(); // function name -> C string
+    this.moduleExport = this.native('module_export', 'uint64', ['uint64', 'uint64', 'pointer']);
     this.moduleLoaded = this.native('agent_module_loaded', 'pointer', ['uint64', 'uint64', 'pointer']);
     this.moduleUnloaded = this.native('agent_module_unloaded', 'void', ['pointer']);
     this.record = this.native('agent_record', 'void', ['int']);
@@ -454,15 +456,23 @@ class Session {
     this.hooks = this.hooks.filter(hook => hook.module !== module.path);
   }
 
-  // The function's address if this module itself defines it. findExportByName also answers for what a module imports;
-  // such a module has no other one of that name of its own, and the slow look into .symtab can be saved. What the host
-  // found in a debug file, or was told by --symbol, comes first.
+  // The function's address if this module itself defines it. What the host found in a debug file, or was told by --symbol,
+  // comes first. DPDK's own shared libraries are spared the slow look into .symtab. No dlsym here, neither ours nor
+  // Frida's: see native/exports.c.
   find(module, name) {
     const given = (this.options.symbols[module.path] ?? this.options.symbols[module.name])?.[name];
     if (given !== undefined) return module.base.add(given);
-    const address = module.findExportByName(name) ?? module.findSymbolByName(name);
+    const exported = this.moduleExport(uint64(module.base.toString()), module.size, this.nameOf(name));
+    if (!exported.equals(0)) return ptr(exported.toString());
+    if (module.name.startsWith('librte_')) return null;
+    const address = module.findSymbolByName(name);
     const inside = address !== null && address.compare(module.base) >= 0 && address.compare(module.base.add(module.size)) < 0;
     return inside ? address : null;
+  }
+
+  nameOf(name) {
+    if (!this.names.has(name)) this.names.set(name, Memory.allocUtf8String(name));
+    return this.names.get(name);
   }
 
   hookModule(module) {

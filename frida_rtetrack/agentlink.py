@@ -13,7 +13,7 @@ import frida
 from frida_rtetrack.errors import AgentFailed, AgentTimeout, TargetEnded
 
 CALL_SECONDS = 20.0
-SESSION_OPTIONS = {"exceptor": "off"}
+SESSION_OPTIONS: dict[str, str] = {}
 """Frida must not touch the program's handling of its own faults: a SIGSEGV that it raises kills it as it would bare."""
 _HERE = Path(__file__).parent
 _INCLUDE = re.compile(r'^#include "([^"]+)".*\n', re.MULTILINE)

@@ -996,7 +996,7 @@ class Host:
 
 
 NATIVE_FILES = {
-    "portable": ("session.c", "snapshot.c", "portable.c", "sigmark.c"),
-    "native": ("session.c", "snapshot.c", "unwind.c", "hooks.c", "listeners.c", "sigmark.c"),
+    "portable": ("session.c", "exports.c", "snapshot.c", "portable.c", "sigmark.c"),
+    "native": ("session.c", "exports.c", "snapshot.c", "unwind.c", "hooks.c", "listeners.c", "sigmark.c"),
 }
 """What is compiled in the target, by engine."""

@@ -17,6 +17,24 @@ static uint64_t monotonic_ns(void) {
     return (uint64_t) time[0] * 1000000000ULL + (uint64_t) time[1];
 }
 
+/*
+ * Copies memory that may be gone, such as a library that another thread unloads; 0: it is. Where the kernel does not let
+ * a process ask, it is read as it is.
+ */
+static int peek(uint64_t from, void *to, uint64_t bytes) {
+    uint64_t local[2], remote[2];
+    int *error = __errno_location(), saved = *error, refused;
+    long got;
+    local[0] = (uint64_t) to;
+    remote[0] = from;
+    local[1] = remote[1] = bytes;
+    got = syscall(SYS_PROCESS_VM_READV, (long) agent.pid, local, 1L, remote, 1L, 0L);
+    refused = got < 0 && (*error == 1 /* EPERM */ || *error == 38 /* ENOSYS */);
+    *error = saved;
+    if (refused) memcpy(to, (const void *) from, bytes);
+    return refused || got == (long) bytes;
+}
+
 /* ---- threads ---- */
 
 static int thread_is_gone(struct thread_slot *slot) {
@@ -439,14 +457,8 @@ static uint32_t label_of(const char *type) {
 
 /* Where the zone's memory is; 0 for a zone that was freed before (DPDK clears it) or that is no readable pointer. */
 uint64_t zone_address(const struct memzone *zone) {
-    uint64_t address = 0, local[2], remote[2];
-    int *error = __errno_location(), saved = *error;
-    local[0] = (uint64_t) &address;
-    remote[0] = (uint64_t) &zone->address;
-    local[1] = remote[1] = sizeof address;
-    if (syscall(SYS_PROCESS_VM_READV, (long) agent.pid, local, 1L, remote, 1L, 0L) != (long) sizeof address) address = 0;
-    *error = saved;
-    return address;
+    uint64_t address;
+    return peek((uint64_t) &zone->address, &address, sizeof address) ? address : 0;
 }
 
 /* ---- called by agent.js, on its own thread ---- */
@@ -552,27 +564,39 @@ static void add_read_only(uint64_t start, uint64_t end) {
     if (i == used) agent.read_only_used = used + 1;
 }
 
-/* The segments of the 64-bit ELF module mapped at `base` that cannot be written: System V ABI, Elf64_Ehdr, Elf64_Phdr. */
+/* The first page of the 64-bit ELF module mapped at `base`, with its program headers; 0 if there is none (any more). */
+#define ELF_PAGE 4096
+static int peek_elf(uint64_t base, uint64_t size, uint8_t *page, const uint8_t **programs, uint32_t *count) {
+    uint64_t table;
+    if (size < ELF_PAGE || !peek(base, page, ELF_PAGE)) return 0;
+    if (page[0] != 0x7f || page[1] != 'E' || page[2] != 'L' || page[3] != 'F' || page[4] != 2) return 0;
+    table = *(const uint64_t *) (page + 32);
+    *count = *(const uint16_t *) (page + 56);
+    if (*(const uint16_t *) (page + 54) != 56 || table > ELF_PAGE || *count * 56ULL > ELF_PAGE - table) return 0;
+    *programs = page + table;
+    return 1;
+}
+
+/* The address of the lowest PT_LOAD segment, page-aligned, in the file's own numbering: where `base` is. */
+static uint64_t lowest_address(const uint8_t *programs, uint32_t count) {
+    uint64_t lowest = ~0ULL;
+    for (; count > 0; count--, programs += 56)
+        if (*(const uint32_t *) programs == 1 /* PT_LOAD */ && *(const uint64_t *) (programs + 16) < lowest)
+            lowest = *(const uint64_t *) (programs + 16);
+    return lowest & ~4095ULL;
+}
+
+/* The segments that cannot be written: System V ABI, Elf64_Ehdr, Elf64_Phdr. */
 static void add_read_only_segments(uint64_t base, uint64_t size) {
-    const uint8_t *header = (const uint8_t *) base, *program;
-    uint64_t lowest = ~0ULL, table;
-    uint32_t entry_bytes, entries, i;
-    if (size < 64 || header[0] != 0x7f || header[1] != 'E' || header[2] != 'L' || header[3] != 'F' || header[4] != 2) return;
-    table = *(const uint64_t *) (header + 32);
-    entry_bytes = *(const uint16_t *) (header + 54);
-    entries = *(const uint16_t *) (header + 56);
-    if (table > size || (uint64_t) entry_bytes * entries > size - table || entry_bytes < 56) return;
-    for (i = 0; i < entries; i++) {
-        program = header + table + (uint64_t) i * entry_bytes;
-        if (*(const uint32_t *) program == 1 /* PT_LOAD */ && *(const uint64_t *) (program + 16) < lowest)
-            lowest = *(const uint64_t *) (program + 16);
-    }
-    for (i = 0; i < entries; i++) {
-        uint64_t start, bytes;
-        program = header + table + (uint64_t) i * entry_bytes;
+    uint8_t page[ELF_PAGE];
+    const uint8_t *program;
+    uint32_t count;
+    uint64_t lowest;
+    if (!peek_elf(base, size, page, &program, &count)) return;
+    lowest = lowest_address(program, count);
+    for (; count > 0; count--, program += 56) {
+        uint64_t start = *(const uint64_t *) (program + 16) - lowest, bytes = *(const uint64_t *) (program + 40);
         if (*(const uint32_t *) program != 1 || (*(const uint32_t *) (program + 4) & 2 /* PF_W */)) continue;
-        start = *(const uint64_t *) (program + 16) - (lowest & ~4095ULL);
-        bytes = *(const uint64_t *) (program + 40);
         if (start < size && bytes <= size - start) add_read_only(base + start, base + start + bytes);
     }
 }

@@ -13,6 +13,8 @@
  */
 #include "unwind.h"
 
+#include <string.h>
+
 #ifdef __TINYC__ /* has no __atomic_*; on x86-64 an aligned load or store is what the others' acquire and release are */
 #define load_word(place) (*(volatile const uint64_t *)(place))
 #define store_word(place, value) (*(volatile uint64_t *)(place) = (value))
@@ -1967,28 +1969,42 @@ static int find_segment(uint64_t headers, uint64_t count, uint64_t bias, uint64_
     return 0;
 }
 
+/* A library may be unloaded while it is added: in the target its headers are read as session.c's peek() does it. */
+static int read_memory(uint64_t from, void *to, uint64_t bytes)
+{
+#ifdef RTETRACK_AGENT_H
+    return peek(from, to, bytes);
+#else
+    memcpy(to, (const void *)(uintptr_t)from, bytes);
+    return 1;
+#endif
+}
+#define HEADERS_BYTES 4096
+#define EH_FRAME_HEADER_BYTES 20 /* version, three encodings, two pointers of at most 8 bytes */
+
 /* Fills *module from the ELF header in memory; 0 if there is nothing to unwind by. */
 static int read_module(uint64_t base, uint64_t size, struct module *module)
 {
-    const uint8_t *elf = (const uint8_t *)(uintptr_t)base;
-    uint64_t headers, count, i, bias, lowest = ~0ULL, header = 0, segment_start, segment_end, encoding;
+    uint8_t elf[HEADERS_BYTES], eh_frame_header[EH_FRAME_HEADER_BYTES];
+    uint64_t headers, count, i, bias, lowest = ~0ULL, header = 0, segment_start, segment_end, encoding, copied, moved;
     struct cursor cursor;
-    if (size < ELF_HEADER_BYTES || base + size < base)
+    copied = size < HEADERS_BYTES ? size : HEADERS_BYTES;
+    if (size < ELF_HEADER_BYTES || base + size < base || !read_memory(base, elf, copied))
         return 0;
     if (elf[0] != 0x7f || elf[1] != 'E' || elf[2] != 'L' || elf[3] != 'F' || elf[4] != 2 || elf[5] != 1)
         return 0;
-    cursor = cursor_over(base + ELF_MACHINE, base + ELF_HEADER_BYTES);
+    cursor = cursor_over((uint64_t)(uintptr_t)elf + ELF_MACHINE, (uint64_t)(uintptr_t)elf + ELF_HEADER_BYTES);
     if (read_fixed(&cursor, 2) != MACHINE_X86_64)
         return 0;
-    cursor = cursor_over(base + ELF_PROGRAM_HEADERS, base + ELF_HEADER_BYTES);
+    cursor = cursor_over((uint64_t)(uintptr_t)elf + ELF_PROGRAM_HEADERS, (uint64_t)(uintptr_t)elf + ELF_HEADER_BYTES);
     headers = read_fixed(&cursor, 8);
-    cursor = cursor_over(base + ELF_PROGRAM_HEADER_BYTES, base + ELF_HEADER_BYTES);
+    cursor = cursor_over((uint64_t)(uintptr_t)elf + ELF_PROGRAM_HEADER_BYTES, (uint64_t)(uintptr_t)elf + ELF_HEADER_BYTES);
     if (read_fixed(&cursor, 2) != PROGRAM_HEADER_BYTES)
         return 0;
     count = read_fixed(&cursor, 2);
-    if (headers > size || count * PROGRAM_HEADER_BYTES > size - headers)
+    if (headers > copied || count * PROGRAM_HEADER_BYTES > copied - headers)
         return 0;
-    headers += base;
+    headers += (uint64_t)(uintptr_t)elf;
 
     for (i = 0; i < count; i++) {
         struct segment segment = read_segment(headers, i);
@@ -2019,18 +2035,28 @@ static int read_module(uint64_t base, uint64_t size, struct module *module)
     module->header = bias + header;
     if (!find_segment(headers, count, bias, base, size, module->header, &segment_start, &segment_end))
         return 0;
-    cursor = cursor_over(module->header, segment_end);
+    copied = segment_end - module->header < EH_FRAME_HEADER_BYTES ? segment_end - module->header : EH_FRAME_HEADER_BYTES;
+    if (!read_memory(module->header, eh_frame_header, copied))
+        return 0;
+    moved = module->header - (uint64_t)(uintptr_t)eh_frame_header; /* what is relative to its own place is off by this */
+    cursor = cursor_over((uint64_t)(uintptr_t)eh_frame_header, (uint64_t)(uintptr_t)eh_frame_header + copied);
     if (read_fixed(&cursor, 1) != 1) /* version */
         return 0;
     encoding = read_fixed(&cursor, 3); /* of the pointer to .eh_frame, of the count, of the table */
+    if ((encoding & 0x80) || (encoding >> 8 & 0x80 && (encoding >> 8 & 0xff) != ENCODING_OMIT))
+        return 0; /* DW_EH_PE_indirect: nobody does that here */
     module->frames = read_pointer(&cursor, (unsigned)(encoding & 0xff), module->header);
+    if ((encoding & 0x70) == ENCODING_PCREL)
+        module->frames += moved;
     if (cursor.bad || !find_segment(headers, count, bias, base, size, module->frames, &module->frames_low, &module->frames_end))
         return 0;
     module->entry_bytes = 0;
     module->table_end = segment_end;
     if (((encoding >> 8) & 0xff) != ENCODING_OMIT) {
         module->table_entries = read_pointer(&cursor, (unsigned)((encoding >> 8) & 0xff), module->header);
-        module->table = (uint64_t)(uintptr_t)cursor.at;
+        if ((encoding >> 8 & 0x70) == ENCODING_PCREL)
+            module->table_entries += moved;
+        module->table = (uint64_t)(uintptr_t)cursor.at + moved;
         if (encoding >> 16 == (ENCODING_DATAREL | ENCODING_SDATA4))
             module->entry_bytes = 8;
         else if (encoding >> 16 == (ENCODING_DATAREL | ENCODING_SDATA8))

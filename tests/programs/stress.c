@@ -1,7 +1,7 @@
 /*
  * Everything at once until SIGTERM: `stress PLUGIN`. Two threads allocate and free at changing depth, a third one keeps
- * creating threads that do so and exit, the main thread loads a library that allocates and unloads it, forks children
- * that allocate and leave, and a timer interrupts whoever runs. Nothing is planted: at the end everything is freed. Prints
+ * creating threads that do so and exit, the main thread loads a library that allocates and unloads it (SIGUSR2: no more,
+ * SIGUSR1: again), forks children that leave, and a timer interrupts whoever runs. Nothing is planted: at the end everything is freed. Prints
  * "ready", and at the end the number of pairs.
  */
 #include <dlfcn.h>
@@ -21,6 +21,10 @@ static void stop(int signal) {
     (void) signal;
     stopping = 1;
 }
+
+static volatile int loading = 1;
+
+static void load_or_not(int signal) { loading = signal == SIGUSR1; }
 
 static void interrupt(int signal) {
     (void) signal;
@@ -64,18 +68,21 @@ static void *keep_creating(void *argument) {
 
 int main(int argc, char **argv) {
     struct itimerval often = {{0, 2000}, {0, 2000}};
+    struct sigaction on_user = {.sa_handler = load_or_not, .sa_flags = SA_RESTART};
     struct sigaction on_alarm = {.sa_handler = interrupt, .sa_flags = SA_RESTART}, on_term = {.sa_handler = stop};
     pthread_t threads[3];
     start_eal();
     sigaction(SIGALRM, &on_alarm, NULL);
     sigaction(SIGTERM, &on_term, NULL);
+    sigaction(SIGUSR1, &on_user, NULL);
+    sigaction(SIGUSR2, &on_user, NULL);
     for (int i = 0; i < 2; i++) pthread_create(&threads[i], NULL, steadily, NULL);
     pthread_create(&threads[2], NULL, keep_creating, NULL);
     setitimer(ITIMER_REAL, &often, NULL);
     printf("ready\n");
     fflush(stdout);
     while (!stopping) {
-        void *plugin = dlopen(argc > 1 ? argv[1] : "", RTLD_NOW);
+        void *plugin = loading ? dlopen(argc > 1 ? argv[1] : "", RTLD_NOW) : NULL;
         if (plugin != NULL) {
             void *(*allocate)(size_t) = (void *(*) (size_t)) dlsym(plugin, "plugin_allocate");
             if (allocate != NULL) rte_free(allocate(100));
