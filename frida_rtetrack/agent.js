@@ -88,6 +88,7 @@ class PortableEngine {
     this.append = session.native('portable_append', 'int',
       ['uint32', 'uint32', 'int32', 'uint64', 'uint64', 'pointer', 'pointer', 'pointer', 'uint32', 'uint32']);
     this.mark = session.mark;
+    this.noteRegions = session.native('agent_note_regions', 'void', []);
     this.zoneAddress = session.native('zone_address', 'uint64', ['pointer']);
     this.cleanupStarted = session.native('cleanup_started', 'void', []);
     this.memzonePrefix = Memory.allocUtf8String('memzone:');
@@ -257,6 +258,7 @@ class PortableEngine {
             engine.mark(MARK.EAL_INIT_STARTED, 0);
           },
           onLeave() {
+            engine.noteRegions();
             engine.mark(MARK.EAL_INIT_ENDED, 0);
           },
         };
@@ -501,7 +503,10 @@ class Session {
     const dump = this.find(this.dpdk, 'rte_malloc_dump_heaps');
     const walk = this.find(this.dpdk, 'rte_memzone_walk');
     this.dumpHeaps = dump;
-    this.native('agent_use_heap', 'void', ['pointer', 'pointer', 'int'])(dump ?? NULL, walk ?? NULL, +this.options.verify);
+    const regions = this.find(this.dpdk, 'rte_memseg_list_walk');
+    this.native('agent_use_heap', 'void', ['pointer', 'pointer', 'pointer', 'int'])(
+      dump ?? NULL, walk ?? NULL, regions ?? NULL, +this.options.verify);
+    this.noteRegionsOfHeap = this.native('agent_note_regions', 'void', []);
     this.takeSnapshot = this.native('snapshot_take', 'int64', ['pointer', 'uint64', 'int']);
     this.heapEnter = this.native('heap_enter', 'int', []);
     this.heapLeave = this.native('heap_leave', 'void', []);
@@ -522,20 +527,6 @@ class Session {
   snapshot(number) {
     if (!this.dumpHeaps) return null;
     return this.withHeap(() => this.takeSnapshot(this.dumpHeaps, number, +this.hasOneHeap()).toNumber(), -2);
-  }
-
-  // struct rte_memseg_list (lib/eal/include/rte_eal_memconfig.h): base_va 0, page_sz 8, socket_id 16, version 20, len 24.
-  heapRegions() {
-    const walk = this.dpdk && this.find(this.dpdk, 'rte_memseg_list_walk');
-    if (!walk) return [];
-    const regions = [];
-    const note = new NativeCallback(list => {
-      const base = list.readPointer();
-      if (!base.isNull()) regions.push([base.toString(), '0x' + list.add(24).readU64().toString(16), list.add(16).readS32()]);
-      return 0;
-    }, 'int', ['pointer', 'pointer']);
-    this.withHeap(() => new NativeFunction(walk, 'int', ['pointer', 'pointer'])(note, NULL));
-    return regions;
   }
 
   hasOneHeap() {
@@ -633,9 +624,9 @@ rpc.exports = {
     return session.snapshot(number);
   },
 
-  // [base, size, socket] of each range of addresses that DPDK reserved for its heap.
-  heapRegions() {
-    return session.heapRegions();
+  // Has the addresses that DPDK reserved for its heap written into the event stream.
+  noteRegions() {
+    session.withHeap(() => session.noteRegionsOfHeap());
   },
 
   // The host is about to unload us and reads on until we are gone: nothing needs to be dropped.

@@ -73,6 +73,7 @@ class Mark(IntEnum):
     HEAP_SNAPSHOT = 8
     EAL_INIT_STARTED = 9
     EAL_INIT_ENDED = 10
+    HEAP_REGION = 11
 
 
 class StackEnd(IntEnum):

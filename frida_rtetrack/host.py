@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frida_rtetrack import badfree, process, summary
+from frida_rtetrack.addressspace import HeapRegion
 from frida_rtetrack.agentlink import native_source
 from frida_rtetrack.badfree import BadFreeReport, Circumstances
 from frida_rtetrack.dpdksymbols import from_debug_file, parse_symbols
@@ -38,7 +39,7 @@ from frida_rtetrack.errors import (
     RtetrackError,
     TargetEnded,
 )
-from frida_rtetrack.events import FINAL_BASELINE, SIZE_BITS, EventBatch, Kind, Mark, sizes, threads
+from frida_rtetrack.events import FINAL_BASELINE, SIZE_BITS, SIZE_MASK, EventBatch, Kind, Mark, threads
 from frida_rtetrack.heap import HeapDifference, HeapSnapshot
 from frida_rtetrack.launch import launch
 from frida_rtetrack.names import BASELINE_LABEL, Names
@@ -377,6 +378,7 @@ class Host:
     def _on_agent_message(self, target: Target, message: dict[str, Any]) -> None:
         if message["type"] == "hooked":
             target.hooks.extend(message["hooks"])
+            target.space.refresh()
             self._work.put(("hooked", message["hooks"]))
         elif message["type"] == "error":
             self._work.put(("problem", f"In process {target.pid}: {message['text']}"))
@@ -456,7 +458,7 @@ class Host:
         start = 0
         for at in (batch["kind"] == Kind.MARK).nonzero()[0]:
             self._apply_events(batch[start : at + 1], now)
-            self._on_mark(Mark(int(batch["api"][at])), int(sizes(batch[at : at + 1])[0]), self._process_of(batch[at]))
+            self._on_mark(batch[at])
             start = int(at) + 1
         self._apply_events(batch[start:], now)
 
@@ -532,7 +534,9 @@ class Host:
             )
         )
 
-    def _on_mark(self, mark: Mark, argument: int, process_number: int) -> None:
+    def _on_mark(self, event: np.void) -> None:
+        mark, argument = Mark(int(event["api"])), int(event["size_and_thread"]) & SIZE_MASK
+        process_number = self._process_of(event)
         target = next((target for target in self._targets if target.number == process_number), None)
         if target is None:  # a forked child: what it does to EAL is not what the program does
             target = self._targets[0]
@@ -544,7 +548,9 @@ class Host:
             self._eal_ranges.append((self.tracking.events, 1 << 63))
         elif mark is Mark.EAL_INIT_ENDED and self._eal_ranges:
             self._eal_ranges[-1] = (self._eal_ranges[-1][0], self.tracking.events)
-            self._work.put(("look", target))
+            self._work.put(("refresh", target))
+        elif mark is Mark.HEAP_REGION:
+            target.space.heap_regions.append(HeapRegion(int(event["address"]), argument, int(event["socket"])))
         elif mark is Mark.EAL_CLEANUP_STARTED:
             if not any(other.is_tracked and not other.cleaned_up for other in self._targets if other is not target):
                 self._at_cleanup = self.tracking.live()
@@ -628,16 +634,10 @@ class Host:
         elif task == "forked":
             parent, child = argument
             self.observer.forked(parent, child)
-        elif task == "look":
-            self._look_at_memory(argument)
+        elif task == "refresh":
+            argument.space.refresh()
         elif task == "lost":
             self._heal(argument)
-
-    def _look_at_memory(self, target: Target) -> None:
-        try:
-            target.look()
-        except RtetrackError:  # it has ended meanwhile
-            pass
 
     def _heal(self, lost: int) -> None:
         if lost != self._lost_seen:

@@ -15,7 +15,7 @@ from typing import Any
 import frida
 
 from frida_rtetrack import process
-from frida_rtetrack.addressspace import AddressSpace, HeapRegion
+from frida_rtetrack.addressspace import AddressSpace
 from frida_rtetrack.agentlink import SESSION_OPTIONS, AgentLink, limited
 from frida_rtetrack.errors import AgentFailed, AgentTimeout, NoSuchProcess, NotLive, RtetrackError
 from frida_rtetrack.launch import GatedProgram
@@ -100,10 +100,9 @@ class Target:
         return self._pidfd < 0 or bool(select.select([self._pidfd], [], [], 0)[0])
 
     def look(self) -> None:
-        """Learns what is mapped where and where DPDK's heap lies: to judge an address, maybe after the process's death."""
+        """Learns what is mapped where, and has the agent say where DPDK's heap lies: to judge addresses later."""
         self.space.refresh()
-        regions = self.call("heap_regions")
-        self.space.heap_regions = [HeapRegion(int(base, 16), int(size, 16), socket) for base, size, socket in regions]
+        self.call("note_regions")
 
     def send_signal(self, number: int) -> None:
         """Sends a signal. Raises NotLive where the process is gone."""

@@ -56,6 +56,7 @@ struct agent {
     volatile uint64_t tail_seen; /* a tail read earlier: never ahead of the real one */
     void (*dump_heaps)(void *); /* rte_malloc_dump_heaps, if the final baseline is wanted */
     void (*walk_memzones)(void (*)(const struct memzone *, void *), void *); /* rte_memzone_walk, if it is there */
+    int (*walk_regions)(int (*)(const void *, void *), void *); /* rte_memseg_list_walk, if it is there */
     volatile uint32_t heap_gone; /* rte_eal_cleanup was called: its heap must not be touched any more */
     volatile uint64_t heap_users; /* calls of ours into DPDK that are under way: rte_eal_cleanup waits for them */
     uint32_t max_frames;

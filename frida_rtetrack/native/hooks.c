@@ -301,6 +301,7 @@ int hook_rte_eal_init(int argc, char **argv) {
     atomic_add(&originals.wrapping, 1);
     agent_mark(MARK_EAL_INIT_STARTED, 0);
     result = originals.rte_eal_init(argc, argv);
+    agent_note_regions();
     agent_mark(MARK_EAL_INIT_ENDED, 0);
     atomic_add(&originals.wrapping, (uint64_t) -1);
     atomic_add(&originals.uncounted, (uint64_t) -1);

@@ -548,10 +548,26 @@ int agent_mark(uint32_t mark, uint64_t argument) {
     return thread != NULL && append(thread, WHAT(EVENT_MARK, mark, 0), 0, argument, 0, 0);
 }
 
-/* How the snapshot reaches DPDK; `final` says to take one by ourselves before the heap goes. */
-void agent_use_heap(void (*dump_heaps)(void *), void (*walk_memzones)(void (*)(const struct memzone *, void *), void *), int final) {
+/* How DPDK is asked of its heap; `final` says to take a snapshot by ourselves before the heap goes. */
+void agent_use_heap(void (*dump_heaps)(void *), void (*walk_memzones)(void (*)(const struct memzone *, void *), void *),
+                    int (*walk_regions)(int (*)(const void *, void *), void *), int final) {
     agent.walk_memzones = walk_memzones;
+    agent.walk_regions = walk_regions;
     agent.dump_heaps = final ? dump_heaps : NULL;
+}
+
+/* struct rte_memseg_list (lib/eal/include/rte_eal_memconfig.h): base_va 0, page_sz 8, socket_id 16, version 20, len 24. */
+static int note_region(const void *list, void *argument) {
+    uint64_t base = *(const uint64_t *) list, bytes = *(const uint64_t *) ((const uint8_t *) list + 24);
+    if (base != 0)
+        append(argument, WHAT(EVENT_MARK, MARK_HEAP_REGION, *(const int32_t *) ((const uint8_t *) list + 16)), base, bytes, 0, 0);
+    return 0;
+}
+
+/* Says where DPDK's heap lies: at the end of rte_eal_init, or when the agent joins. */
+void agent_note_regions(void) {
+    struct thread_slot *thread = thread_self();
+    if (thread != NULL && agent.walk_regions != NULL) agent.walk_regions(note_region, thread);
 }
 
 /* Text in [start, end) cannot change until its module is unloaded. */

@@ -58,7 +58,8 @@ enum mark {
     MARK_EAL_CLEANUP_ENDED = 7,
     MARK_HEAP_SNAPSHOT = 8,   /* size: the baseline's number; the BASELINE_BLOCKs that follow are the heap as it is here */
     MARK_EAL_INIT_STARTED = 9,   /* the program called rte_eal_init: what is allocated until 10 is EAL's own */
-    MARK_EAL_INIT_ENDED = 10
+    MARK_EAL_INIT_ENDED = 10,
+    MARK_HEAP_REGION = 11     /* address, size, socket: addresses that DPDK reserved for its heap */
 };
 
 /* The number of the baseline that the agent takes by itself, when the heap is about to go (--verify). */

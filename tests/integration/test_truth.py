@@ -157,7 +157,7 @@ def test_attaching_under_full_load_takes_a_right_baseline_every_time(runner: Run
             assert not difference, difference
         assert observer.said == []
         assert host.lost == 0
-    assert load.alive
+    assert load.process.alive
 
 
 def test_forked_children_are_followed_when_asked_for(runner: Runner, engine: str) -> None:

@@ -36,6 +36,7 @@ int main(int argc, char **argv) {
     memset(stack_zeros, 0, sizeof stack_zeros);
     start_eal();
     char *block = rte_zmalloc("block", 4096, 0);
+    usleep(200000); /* as a real program is some time at work before it errs */
 
     if (strcmp(what, "duplicate_field") == 0) {
         struct device device = {rte_malloc("queue", 128, 0), rte_malloc("stats", 64, 0)};
