@@ -313,7 +313,7 @@ class NativeEngine {
       ['near', () => Interceptor.replaceFast(this.nearRedirect(address, replacement), replacement)],
       ['far', () => Interceptor.replaceFast(address, replacement)],
     ];
-    for (const [how, replace] of ways) {
+    for (const [how, replace] of ways.filter(([how]) => this.session.options.hookWays.includes(how))) {
       let original;
       try {
         original = replace();
@@ -325,6 +325,10 @@ class NativeEngine {
       return how;
     }
     const { api } = FUNCTIONS[name];
+    if (name === 'rte_eal_cleanup') { // its return must stay untouched: what it frees is unwound through it
+      this.listeners.push(Interceptor.attach(address, { onEnter: this.session.code.cleanup_started }));
+      return 'attach';
+    }
     if (api === undefined) return null;
     this.listeners.push(Interceptor.attach(address,
       { onEnter: this.session.code.listener_enter, onLeave: this.session.code.listener_leave }, ptr(api)));
@@ -488,7 +492,8 @@ class Session {
       const address = this.find(module, name);
       if (address === null || taken.has(address.toString())) continue; // absent in this version, or two names of one function
       taken.add(address.toString());
-      hooked.push({ function: name, module: module.path, address: address.toString(), how: this.engine.hook(name, address) });
+      const how = this.engine.hook(name, address);
+      if (how !== null) hooked.push({ function: name, module: module.path, address: address.toString(), how });
     }
     Interceptor.flush();
     this.dpdk = module;

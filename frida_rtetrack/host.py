@@ -83,6 +83,8 @@ class Options:
     """Size of the event ring."""
     dump_path: Path = DEFAULT_DUMP_PATH
     dump_on_bad_free: bool = True
+    hook_ways: tuple[str, ...] = ("near", "far", "attach")
+    """How the native engine may redirect a function, best first; for tests of each way."""
     follow_fork: bool = False
     """Track the children that the program forks, too."""
     verify: bool = False
@@ -321,6 +323,7 @@ class Host:
             "allocationBacktrace": options.backtrace,
             "freeBacktrace": options.backtrace and options.free_backtrace,
             "symbols": self._symbols(target),
+            "hookWays": options.hook_ways,
             "verify": options.verify,
             "followFork": options.follow_fork,
             "signal": int(signal.SIGRTMIN),

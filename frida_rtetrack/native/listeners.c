@@ -31,6 +31,7 @@ static uint32_t listened_stack(GumInvocationContext *context, struct thread_slot
     trace.frames = frames;
     trace.max_frames = (int32_t) agent.max_frames;
     unwind_walk_with_memo(agent.unwinder, NULL, &trace);
+    if (originals.wrapping != 0) take_out_hooks(&trace);
     return intern_stack(trace.hash, frames, (uint32_t) trace.count, (uint32_t) trace.end);
 }
 

@@ -94,6 +94,26 @@ def essence(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("program", ["realloc", "memzones"])
+@pytest.mark.parametrize("ways", [("near",), ("far", "attach"), ("attach",)], ids=["near", "far", "attach"])
+def test_every_way_to_hook_a_function_sees_the_same(
+    runner: Runner, programs: Path, program: str, ways: tuple[str, ...]
+) -> None:
+    found = []
+    for options in (Options(verify=True), Options(verify=True, hook_ways=ways)):
+        with Host.spawn([str(programs / program)], options) as host:
+            assert host.wait(60)
+        found.append(host.summary())
+    assert {hook["how"] for hook in host.hooks} <= set(ways)
+    usual, other = (essence(each.as_json()) for each in found)
+    assert other == usual
+    assert other["verify"] == {"missing": [], "unexpected": []}
+    stacks = [
+        [[frame.function for frame in site.stack.frames] for site in each.call_sites if site.stack] for each in found
+    ]
+    assert sorted(map(str, stacks[0])) == sorted(map(str, stacks[1]))
+
+
+@pytest.mark.parametrize("program", ["realloc", "memzones"])
 @pytest.mark.parametrize("build", ["static", "static-clang", "debuglink"])
 def test_dpdk_linked_in_statically_gives_the_same_as_shared(
     runner: Runner, engine: str, program: str, build: str
