@@ -178,6 +178,7 @@ class Host:
         self._over = threading.Event()
         self._left = threading.Event()
         self._detaching = False
+        self._joining = False  # attached, and the baseline is not taken yet: not tracking, to the user
         self._work: queue.Queue[tuple[str, Any]] = queue.Queue()
         self._threads: list[threading.Thread] = []
         self._started = time.monotonic()
@@ -248,6 +249,7 @@ class Host:
         pids = [process.find_process(str(name)) for name in names]
         process.check_one_heap(pids)
         host.tracking.mark_incomplete()
+        host._joining = True
         try:
             for pid in pids:
                 process.check_attachable(pid)
@@ -263,6 +265,9 @@ class Host:
         except BaseException:
             host.close()
             raise
+        host._joining = False
+        for joined in host._targets:
+            host._work.put(("hooked", joined.hooks))
         return host
 
     def join(self, pid: int | str) -> None:
@@ -382,7 +387,8 @@ class Host:
         if message["type"] == "hooked":
             target.hooks.extend(message["hooks"])
             target.space.refresh()
-            self._work.put(("hooked", message["hooks"]))
+            if not self._joining:
+                self._work.put(("hooked", message["hooks"]))
         elif message["type"] == "error":
             self._work.put(("problem", f"In process {target.pid}: {message['text']}"))
 
