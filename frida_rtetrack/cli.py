@@ -145,7 +145,13 @@ class _Run:
     def _stay(self, duration: float | None, terminal: ProgramTerminal | None) -> None:
         assert self._host is not None
         if self._with_prompt:
-            Prompt(self._host, self._reporter, terminal, spawned=self._spawned).run(duration)
+            Prompt(
+                self._host,
+                self._reporter,
+                terminal,
+                spawned=self._spawned,
+                on_interrupt=lambda: self._on_signal(signal.SIGINT),
+            ).run(duration)
         else:
             self._host.wait(duration)
 

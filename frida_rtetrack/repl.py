@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shlex
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -38,15 +37,21 @@ class Prompt:
     """The prompt of one host. `run` returns when the user leaves or the tracking is over."""
 
     def __init__(
-        self, host: Host, reporter: ConsoleReporter, terminal: ProgramTerminal | None, *, spawned: bool
+        self,
+        host: Host,
+        reporter: ConsoleReporter,
+        terminal: ProgramTerminal | None,
+        *,
+        spawned: bool,
+        on_interrupt: Callable[[], None],
     ) -> None:
-        """`terminal`: the spawned program's, to type into."""
+        """`terminal`: the spawned program's, to type into; `on_interrupt`: what Ctrl-C does."""
         self._host = host
         self._reporter = reporter
         self._terminal = terminal
         self._spawned = spawned
         self._leaving = False
-        self._interrupts = 0
+        self._on_interrupt = on_interrupt
         self._commands: dict[str, Callable[[list[str]], Iterator[str]]] = {
             "dump": self._dump,
             "stats": self._stats,
@@ -125,18 +130,11 @@ class Prompt:
 
     def _interrupt(self) -> None:
         """Ctrl-C: leaves an attached program; goes to a spawned one, and the second time kills it."""
-        if not self._spawned:
+        if self._spawned:
+            self._print("Ctrl-C goes to the program (SIGINT); a second one kills it.")
+        else:
             self._leaving = True
-            return
-        self._interrupts += 1
-        try:
-            if self._interrupts == 1:
-                self._host.send_signal(signal.SIGINT)
-                self._print("Sent Ctrl-C (SIGINT) to the program; once more kills it.")
-            else:
-                self._host.kill()
-        except RtetrackError as error:
-            self._print(str(error))
+        self._on_interrupt()
 
     # ---- the commands ----
 
