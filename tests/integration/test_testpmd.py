@@ -7,11 +7,14 @@ import os
 import re
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tracked import Runner, Tracked, foreign_mappings, functions
+
+from frida_rtetrack import Host, Options
 
 pytestmark = pytest.mark.skipif(
     shutil.which("dpdk-testpmd") is None, reason="Debian's package dpdk-dev is not installed"
@@ -101,3 +104,43 @@ def test_its_locked_memory_grows_by_little(runner: Runner) -> None:
     tracked.send_signal(signal.SIGINT)
     assert tracked.wait() == 0
     assert resident_kib(program.pid) - before < 40 * 1024
+
+
+def test_testpmd_and_the_tracking_agree_at_every_step_of_its_ports(runner: Runner) -> None:
+    words = [
+        "--no-huge",
+        "-m",
+        "256",
+        "--no-pci",
+        "--no-telemetry",
+        "--no-shconf",
+        "--file-prefix",
+        f"steps{os.getpid()}",
+    ]
+    words += ["--vdev", "net_null0", "--vdev", "net_null1", "--", "-i", "--total-num-mbufs=2048", "--no-mlockall"]
+    pmd = runner.start("dpdk-testpmd", *words)
+    time.sleep(4)
+    pmd.tell("start")
+    with Host.attach(pmd.pid, Options(dump_on_bad_free=False)) as host:
+        for command in (
+            "stop",
+            "port stop all",
+            "port close 0",
+            "port attach net_null7",
+            "port start all",
+            "start",
+            "stop",
+            "port stop all",
+            "port close 1",
+            "port attach net_null8",
+        ):
+            pmd.tell(command)
+            time.sleep(0.7)
+            difference = host.verify()
+            assert difference is not None
+            assert not difference, f"after {command}: {difference}"
+        pmd.tell("quit")
+        assert host.wait(30)
+    assert host.bad_frees == []
+    assert host.lost == 0
+    assert pmd.wait() == 0
