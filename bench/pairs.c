@@ -6,7 +6,7 @@
  * MODE is "burst" (bursts of BURST_PAIRS pairs with pauses between, so that a reader can keep up), "sustained" (without
  * pauses), or a number: so many pairs a second at a steady pace. FRAMES is the number of frames that a backtrace of a
  * call has. LIVE blocks of SIZE bytes are kept by each thread; a pair frees the oldest of them. After SECONDS it prints
- * one line: ns a pair (median over bursts, or mean when sustained), pairs done, CPU seconds of the process.
+ * one line: ns a pair (median over bursts, or mean when sustained), pairs done, CPU seconds of the process since EAL was up.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -130,6 +130,8 @@ int main(int argc, char **argv) {
     seconds = atof(argv[6]);
     argv[6] = argv[0];
     if (rte_eal_init(argc - 6, argv + 6) < 0) return 3;
+    struct timespec cpu_before, cpu;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &cpu_before);
     struct worker *workers = calloc(threads, sizeof *workers);
     pthread_barrier_init(&barrier, NULL, threads);
     for (unsigned i = 0; i < threads; i++) {
@@ -145,8 +147,7 @@ int main(int argc, char **argv) {
         ns += (burst ? workers[i].bursts_ns[workers[i].bursts / 2] : workers[i].sustained_ns) / threads;
         done += workers[i].done;
     }
-    struct timespec cpu;
     clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &cpu);
-    printf("%.1f %.0f %.6f\n", ns, done, cpu.tv_sec + cpu.tv_nsec / 1e9);
+    printf("%.1f %.0f %.6f\n", ns, done, cpu.tv_sec - cpu_before.tv_sec + (cpu.tv_nsec - cpu_before.tv_nsec) / 1e9);
     return 0;
 }
