@@ -220,7 +220,7 @@ def real_program() -> list[dict[str, object]]:
             text=True,
             timeout=900,
         )
-        table = [line for line in run.stdout.splitlines() if re.match(r"\s*(Size|\d+)", line)]
+        table = [line for line in run.stderr.splitlines() if re.match(r"USER1: *(Performance|Size|\d+)", line)]
         click.echo(
             f"malloc_perf_autotest, {name}: exit status {run.returncode}, {'Test OK' if 'Test OK' in run.stdout else 'FAILED'}"
         )
