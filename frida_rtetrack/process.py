@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ SESSION_NAME = "rtetrack-session"
 """The name of the memfd: seen in the target's /proc/PID/maps while it is tracked."""
 
 _ELF_MACHINES = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64", 21: "ppc64", 258: "loongarch64"}
+TRACER_PATIENCE_S = 1.0
 _PT_INTERP = 3
 _PT_DYNAMIC = 2
 
@@ -124,7 +126,7 @@ def check_attachable(pid: int) -> None:
     status = _status(pid)
     if status.get("State", "").startswith("Z"):
         raise NoSuchProcess(f"Process {pid} has ended (it is a zombie).", "Attach to one that is running.")
-    tracer = int(status.get("TracerPid", "0"))
+    tracer = _lasting_tracer(pid)
     if tracer:
         raise NotPermitted(
             f"Process {pid} is being traced by process {tracer} ({process_name(tracer)}).",
@@ -144,6 +146,16 @@ def check_attachable(pid: int) -> None:
     if f"memfd:{SESSION_NAME}" in maps:
         raise AlreadyTracked(f"Process {pid} is already being tracked by another rtetrack-frida.")
     check_executable(f"/proc/{pid}/exe", f"Process {pid} ({process_name(pid)})")
+
+
+def _lasting_tracer(pid: int) -> int:
+    """The pid of the process that traces `pid`, 0 for none. Ours (Frida still letting go) and passing ones do not count."""
+    deadline = time.monotonic() + TRACER_PATIENCE_S
+    while (tracer := int(_status(pid).get("TracerPid", "0"))) not in (0, os.getpid()):
+        if time.monotonic() > deadline:
+            return tracer
+        time.sleep(0.05)
+    return 0
 
 
 def not_permitted(pid: int) -> NotPermitted:

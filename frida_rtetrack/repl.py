@@ -52,6 +52,7 @@ class Prompt:
         self._spawned = spawned
         self._leaving = False
         self._on_interrupt = on_interrupt
+        self._screen = sys.stdout  # as it is without patch_stdout
         self._commands: dict[str, Callable[[list[str]], Iterator[str]]] = {
             "dump": self._dump,
             "stats": self._stats,
@@ -126,7 +127,9 @@ class Prompt:
             self._print(f"{error} {error.hint}".rstrip())
 
     def _print(self, line: str) -> None:
-        sys.stdout.write(line + "\n")
+        """Prints while no prompt is shown: straight to the terminal, so that it is there before the next prompt is."""
+        self._screen.write(line + "\n")
+        self._screen.flush()
 
     def _interrupt(self) -> None:
         """Ctrl-C: leaves an attached program; goes to a spawned one, and the second time kills it."""
