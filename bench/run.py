@@ -143,14 +143,14 @@ def host_figures(blocks: int) -> list[dict[str, object]]:
     """Events a second that the host takes, its memory at `blocks` live, seconds of a dump and of an attach."""
     from frida_rtetrack import Host, Options
 
-    program = [str(BUILD / "pairs"), "1", "1", "13", "64", str(blocks), "25", *EAL]
+    program = [str(BUILD / "pairs"), "1", "1", "13", "64", str(blocks), "120", *EAL]
     program[program.index("-m") + 1] = str(max(512, blocks // 2500))
     rows: list[dict[str, object]] = []
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory() as folder:
         options = Options(dump_path=Path(folder) / "dump.txt")
         with Host.spawn(program, options) as host:
-            while host.stats().allocations < blocks:
+            while host.tracking.totals.allocations < blocks and host.ending is None:
                 time.sleep(0.2)
             live = host.tracking.live_blocks
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
