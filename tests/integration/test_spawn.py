@@ -26,6 +26,7 @@ from tracked import Runner, eventually, functions
             ["raise", str(int(signal.SIGSEGV))],
             128 + signal.SIGSEGV,
             marks=pytest.mark.xfail(
+                strict=True,
                 reason="Frida's handler takes a SIGSEGV that no instruction caused for its own and returns (README, Limits)",
             ),
         ),
