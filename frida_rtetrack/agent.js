@@ -12,6 +12,8 @@ const STACK_END = { MAX_FRAMES: 1, UNKNOWN_END: 5 };
 const SOCKET_ANY = -1;
 const PORTABLE_FRAMES = 16; // GUM_MAX_BACKTRACE_DEPTH
 const FIRST_EXTERNAL_SOCKET = 256; // EXTERNAL_HEAP_MIN_SOCKET_ID, malloc_heap.h
+const ENTRY_BYTES = 16; // the longest redirect that Frida writes on x86-64 and arm64
+const UNHOOK_GRACE_S = 0.1; // for a thread between a hooked function's entry and the hook
 const UNLOAD_GRACE_S = 0.2; // for a thread between a hook's last instruction and the program's code
 
 // Every entry point that allocates, resizes or frees (DPDK lib/eal/include/rte_malloc.h, rte_memzone.h): what it does,
@@ -75,6 +77,36 @@ function map(bytes, flags, fd, advices) {
   return address;
 }
 
+// The first bytes of every hooked function. Frida frees a trampoline as soon as it has taken the hook out, and counts only
+// the threads that are beyond the trampoline's first instructions: one that is held up right there then runs into freed
+// memory. So the functions get their own bytes back first, and Frida takes its hooks out once everybody has moved on.
+class Entries {
+  constructor() {
+    this.bytes = new Map(); // address -> its first 16 bytes, before the hook
+  }
+
+  save(address) {
+    this.bytes.set(address.toString(), address.readByteArray(ENTRY_BYTES));
+  }
+
+  forget(module) {
+    for (const address of this.bytes.keys()) {
+      if (ptr(address).compare(module.base) >= 0 && ptr(address).compare(module.base.add(module.size)) < 0)
+        this.bytes.delete(address);
+    }
+  }
+
+  restore() {
+    for (const [address, bytes] of this.bytes) {
+      const before = new BigUint64Array(bytes);
+      Memory.patchCode(ptr(address), ENTRY_BYTES, code => {
+        for (let i = before.length - 1; i >= 0; i--) // a word in one store: a jump of 5 bytes is there, or it is not
+          if (code.add(8 * i).readU64().toString() !== before[i].toString()) code.add(8 * i).writeU64(uint64(before[i].toString()));
+      });
+    }
+  }
+}
+
 // ---- the engines ----
 
 // Interceptor.attach with JavaScript callbacks and Frida's own unwinder: slow, exact, for every architecture.
@@ -95,12 +127,29 @@ class PortableEngine {
     this.outermost = new Map(); // thread id -> stack pointer of the outermost hooked call it is inside of
     this.scratch = new Map(); // thread id -> room for its frames
     this.listeners = [];
+    this.inside = 0; // threads in a callback; like all of this object it changes under the JavaScript lock only
+    this.stopped = false;
   }
 
   hook(name, address) {
-    const spec = FUNCTIONS[name];
-    this.listeners.push(Interceptor.attach(address, this.callbacks(spec)));
+    const { onEnter, onLeave } = this.callbacks(FUNCTIONS[name]);
+    this.listeners.push(Interceptor.attach(address, { onEnter: this.guarded(onEnter), onLeave: this.guarded(onLeave) }));
     return 'attach';
+  }
+
+  // A thread may wait for the JavaScript lock, or lend it while it calls into native/, when we stop: those inside are
+  // waited for, and a callback that comes later must not touch what is gone.
+  guarded(callback) {
+    const engine = this;
+    return function (argument) {
+      if (engine.stopped) return;
+      engine.inside++;
+      try {
+        callback.call(this, argument);
+      } finally {
+        engine.inside--;
+      }
+    };
   }
 
   // What the call does itself is the outermost hooked function's business; those that it calls stay silent.
@@ -265,6 +314,10 @@ class PortableEngine {
     }
   }
 
+  silence() {
+    this.stopped = true; // at one moment for all functions: none is recorded without its counterpart
+  }
+
   unhook() {
     this.listeners.forEach(listener => listener.detach());
   }
@@ -274,7 +327,7 @@ class PortableEngine {
   onModuleRemoved() {}
 
   threadsInside() {
-    return 0;
+    return this.inside;
   }
 
   stop() {}
@@ -352,6 +405,8 @@ class NativeEngine {
     };
   }
 
+  silence() {}
+
   unhook() {
     this.listeners.forEach(listener => listener.detach());
     this.replaced.forEach(address => Interceptor.revert(address));
@@ -381,6 +436,7 @@ class Session {
     this.options = options;
     this.pid = system.getpid().value;
     this.hooks = []; // {function, module, address, how}
+    this.entries = new Entries();
     this.modules = new Map(); // base -> record in the module table
     // What a child must not have, unless it is to be followed.
     this.ours = options.followFork ? [MADV_DONTDUMP] : [MADV_DONTFORK, MADV_DONTDUMP];
@@ -437,7 +493,9 @@ class Session {
 
   startSigmark() {
     const { signal } = this.options;
-    this.sigactionListener = Interceptor.attach(Module.getGlobalExportByName('sigaction'),
+    const sigaction = Module.getGlobalExportByName('sigaction');
+    this.entries.save(sigaction);
+    this.sigactionListener = Interceptor.attach(sigaction,
       { onEnter: this.code.sigaction_enter, onLeave: this.code.sigaction_leave });
     Interceptor.flush();
     this.sigmarkState = this.native('sigmark_start', 'int', ['int'])(signal);
@@ -459,6 +517,7 @@ class Session {
     this.modules.delete(module.base.toString());
     this.moduleUnloaded(record ?? NULL);
     this.engine.onModuleRemoved(module);
+    this.entries.forget(module);
     this.hooks = this.hooks.filter(hook => hook.module !== module.path);
   }
 
@@ -492,6 +551,7 @@ class Session {
       const address = this.find(module, name);
       if (address === null || taken.has(address.toString())) continue; // absent in this version, or two names of one function
       taken.add(address.toString());
+      this.entries.save(address);
       const how = this.engine.hook(name, address);
       if (how !== null) hooked.push({ function: name, module: module.path, address: address.toString(), how });
     }
@@ -555,6 +615,9 @@ class Session {
     if (reason === 'exit' && this.options.verify) this.snapshot(FINAL_BASELINE);
     this.followChildren(0);
     this.observer?.detach();
+    this.engine.silence();
+    this.entries.restore();
+    Thread.sleep(UNHOOK_GRACE_S);
     this.engine.unhook();
     this.native('sigmark_stop', 'void', [])();
     this.sigactionListener?.detach();

@@ -36,6 +36,8 @@ class HeapDifference:
     """Live here, not busy in DPDK's heap."""
     busy: int
     """Blocks that DPDK's heap had."""
+    since_sequence: int = 0
+    """Number of the event from which on the heap was looked at: what happened later is newer than this."""
 
     def __bool__(self) -> bool:
         """Whether there is any difference."""
@@ -49,6 +51,7 @@ class HeapDifference:
             tuple(element for element in self.missing if element.address in missing),
             tuple(block for block in self.unexpected if (block.address, block.sequence) in unexpected),
             self.busy,
+            self.since_sequence,
         )
 
 
@@ -90,6 +93,7 @@ class HeapSnapshot:
                 if block is not None and block.sequence == sequences.get(block.address)
             ),
             len(busy),
+            self.started_sequence,
         )
 
     def _is_missing(self, tracking: TrackingMap, address: int) -> bool:

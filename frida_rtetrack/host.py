@@ -941,10 +941,10 @@ class Host:
                 self.tracking.insert_baseline(
                     np.array([element.address for element in difference.missing], np.uint64),
                     np.array([element.size_bytes for element in difference.missing], np.uint64),
+                    difference.since_sequence,
                     now,
                 )
-            if difference.unexpected:
-                self.tracking.forget(np.array([block.address for block in difference.unexpected], np.uint64))
+            self.tracking.forget(difference.unexpected)
             if not self._sharing_untracked:  # else its blocks come and go unseen
                 self.tracking.mark_complete()
         return difference.busy

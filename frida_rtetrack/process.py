@@ -205,6 +205,22 @@ def thread_name(pid: int, tid: int) -> str | None:
 _CONFIG = re.compile(r"\S+/dpdk/[^/\s]+/config$", re.MULTILINE)
 
 
+def wait_for_agents_end(pid: int, seconds: float) -> None:
+    """Waits until nothing of Frida is mapped in `pid` any more, or it is gone; at most so long.
+
+    Frida lets go before its agent has unloaded itself. A thread of the program that ends in that very moment, and has
+    run JavaScript before, may crash in it: who tells the program to end should not do so earlier.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if "/memfd:frida-agent" not in Path(f"/proc/{pid}/maps").read_text():
+                return
+        except OSError:
+            return
+        time.sleep(0.01)
+
+
 def heap_identity(pid: int) -> str | None:
     """What tells one DPDK heap from another: the shared configuration file that the process has mapped, or None."""
     try:

@@ -22,6 +22,7 @@ from frida_rtetrack.launch import GatedProgram
 
 UNLOAD_SECONDS = 30.0
 REAP_SECONDS = 5.0
+AGENT_GONE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,7 @@ class Target:
             limited(self.session.detach, UNLOAD_SECONDS)
         except (RtetrackError, frida.InvalidOperationError):
             pass
+        process.wait_for_agents_end(self.pid, AGENT_GONE_SECONDS)
         return problem
 
     def ending(self, *, let_go: bool) -> Ending:

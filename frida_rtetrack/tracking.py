@@ -152,15 +152,19 @@ class TrackingMap:
             self._rules.history_whole = False
             self._rules.gap_sequence = self._events
 
-    def insert_baseline(self, addresses: Addresses, sizes_bytes: NDArray[np.uint64], timestamp_ns: int) -> int:
-        """Insert the blocks (n,) of these sizes, known to be live now, as baseline; returns how many it did.
+    def insert_baseline(
+        self, addresses: Addresses, sizes_bytes: NDArray[np.uint64], since_sequence: int, timestamp_ns: int
+    ) -> int:
+        """Insert the blocks (n,) of these sizes as baseline; returns how many it did.
 
-        Those that are live here already stay as they are.
+        They were live in DPDK's heap at event number `since_sequence` or later. Those that are live here already stay
+        as they are, and those that were freed since then stay freed.
         """
         with self._lock:
             addresses, first = np.unique(np.asarray(addresses, np.uint64), return_index=True)
             rows = self._table.find(addresses)
-            new = (rows < 0) | ~self._table.live.take(rows)
+            freed_since = self._table.free_sequence.take(rows) >= since_sequence
+            new = (rows < 0) | ~(self._table.live.take(rows) | freed_since)
             rows, addresses = rows[new], addresses[new]
             rows[rows < 0] = self._table.insert(addresses[rows < 0])
             table = self._table
@@ -180,11 +184,18 @@ class TrackingMap:
             self._raise_peak(self._live_blocks, self._live_bytes, timestamp_ns, self._events)
             return rows.size
 
-    def forget(self, addresses: Addresses) -> int:
-        """Remove the live blocks among `addresses` (n,) without counting a free; returns how many were."""
+    def forget(self, blocks: Sequence[Block]) -> int:
+        """Remove those of `blocks` that are still live without counting a free; returns how many were.
+
+        A block that was freed, or resized elsewhere, since somebody looked at it has gone by itself: another one that
+        lives at its address now stays.
+        """
         with self._lock:
-            rows = self._table.find(np.unique(np.asarray(addresses, np.uint64)))
-            rows = rows[(rows >= 0) & self._table.live.take(rows)]
+            sequence_at = {block.address: block.sequence for block in blocks}
+            addresses = np.array(sorted(sequence_at), np.uint64)
+            rows: Rows = self._table.find(addresses)
+            same = self._table.sequence.take(rows) == np.array([sequence_at[int(a)] for a in addresses], np.uint64)
+            rows = rows[(rows >= 0) & self._table.live.take(rows) & same]
             if rows.size:
                 self._live_blocks -= rows.size
                 self._live_bytes -= int(self._table.size_bytes.take(rows).sum())

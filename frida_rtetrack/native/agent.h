@@ -9,8 +9,9 @@
 #include "session.h"
 
 struct stack_index_entry { /* open addressing by hash; id is written before hash */
-    volatile uint64_t hash; /* 0: free */
-    volatile uint64_t id;
+    volatile uint64_t hash;
+    volatile uint32_t id; /* 0: free */
+    uint32_t reserved;
 };
 
 struct label_cache_entry { /* direct mapped, by the pointer of a label in memory that cannot change */
@@ -61,7 +62,7 @@ struct agent {
     volatile uint64_t heap_users; /* calls of ours into DPDK that are under way: rte_eal_cleanup waits for them */
     uint32_t max_frames;
     uint32_t allocation_backtrace, free_backtrace; /* switches */
-    volatile uint32_t stack_lock, label_lock;
+    volatile uint32_t label_lock; /* of the cache by pointer */
     struct unwind_state *unwinder; /* the native engine's */
     struct stack_index_entry *stack_index;
     struct label_cache_entry *label_cache;

@@ -38,6 +38,12 @@ static uint32_t atomic_exchange(volatile uint32_t *p, uint32_t value) {
     __asm__ volatile("xchgl %0, (%1)" : "+r"(value) : "r"(p) : "memory");
     return value;
 }
+/* Sets to `value` what was 0, and returns the value before. A full barrier. */
+static uint32_t atomic_claim(volatile uint32_t *p, uint32_t value) {
+    uint32_t before = 0;
+    __asm__ volatile("lock cmpxchgl %2, (%1)" : "+a"(before) : "r"(p), "r"(value) : "memory");
+    return before;
+}
 /* x86 keeps stores in order and loads in order: only the compiler must be held back. */
 static void publish_u32(volatile uint32_t *p, uint32_t value) {
     __asm__ volatile("" : : : "memory");
@@ -52,11 +58,21 @@ static uint32_t atomic_exchange(volatile uint32_t *p, uint32_t value) {
     while (!g_atomic_int_compare_and_exchange((gint *) p, (gint) before, (gint) value));
     return before;
 }
+static uint32_t atomic_claim(volatile uint32_t *p, uint32_t value) {
+    uint32_t before = 0;
+    while (!g_atomic_int_compare_and_exchange((gint *) p, 0, (gint) value) && before == 0) before = (uint32_t) g_atomic_int_get((gint *) p);
+    return before;
+}
 static void publish_u32(volatile uint32_t *p, uint32_t value) { g_atomic_int_set((gint *) p, (gint) value); }
 static void cpu_relax(void) {}
 #else
 static inline uint64_t atomic_add(volatile uint64_t *p, uint64_t value) { return __atomic_fetch_add(p, value, __ATOMIC_SEQ_CST); }
 static inline uint32_t atomic_exchange(volatile uint32_t *p, uint32_t value) { return __atomic_exchange_n(p, value, __ATOMIC_SEQ_CST); }
+static inline uint32_t atomic_claim(volatile uint32_t *p, uint32_t value) {
+    uint32_t before = 0;
+    __atomic_compare_exchange_n(p, &before, value, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    return before;
+}
 static inline void publish_u32(volatile uint32_t *p, uint32_t value) { __atomic_store_n(p, value, __ATOMIC_RELEASE); }
 static inline void cpu_relax(void) {}
 #endif

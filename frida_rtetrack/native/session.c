@@ -193,7 +193,7 @@ static int adopt_child(void) {
             agent.on = 0;
             agent.pid = (uint32_t) syscall(SYS_GETPID);
             agent.process = (uint32_t) process;
-            agent.stack_lock = agent.label_lock = 0;
+            agent.label_lock = 0;
             agent.dump_heaps = NULL;
             tls_set(agent.thread_key, NULL); /* the forking thread's slot is the parent's */
             agent.header->processes[process].pid = agent.pid;
@@ -309,41 +309,34 @@ static uint32_t store_stack(uint64_t hash, const uint64_t *frames, uint32_t coun
  * The number of this stack. `hash` covers the frames; the module epoch is mixed in here, so that the same addresses
  * after another library was loaded in their place are another stack. Stacks with equal 64-bit hashes are taken to be
  * equal (one chance in 10^7 among a million stacks).
+ *
+ * No lock, so that nobody waits for, or works around, a thread that was held up: an entry is taken by writing its id.
+ * Until its hash follows, the record that the id names tells whose it is. Threads that store the same new stack at the
+ * same time store a copy each, and all but one of the copies are used once.
  */
 static uint32_t intern_stack(uint64_t hash, const uint64_t *frames, uint32_t count, uint32_t end) {
     struct stack_index_entry *entry;
     uint64_t at, probes;
-    uint32_t id;
+    uint32_t stored = 0, taken;
     hash = (hash ^ (agent.epoch * 8 + end)) * SESSION_HASH_MULTIPLIER;
     hash ^= hash >> 32;
     if (hash == 0) hash = 1;
     for (at = hash, probes = 0; probes < 64; at++, probes++) {
         entry = &agent.stack_index[at & (STACK_INDEX_ENTRIES - 1)];
-        if (entry->hash == hash) return (uint32_t) entry->id;
-        if (entry->hash == 0) break;
-    }
-    /* New. If another thread (or the code that this signal interrupted) holds the lock, a second copy does no harm. */
-    if (probes == 64 || atomic_exchange(&agent.stack_lock, 1)) return store_stack(hash, frames, count, end);
-    for (id = 0; probes < 64; at++, probes++) {
-        entry = &agent.stack_index[at & (STACK_INDEX_ENTRIES - 1)];
-        if (entry->hash == hash) {
-            id = (uint32_t) entry->id;
-            break;
-        }
-        if (entry->hash == 0) {
-            id = store_stack(hash, frames, count, end);
-            if (id != 0) {
-                entry->id = id;
-#if defined(__x86_64__)
-                __asm__ volatile("" : : : "memory");
-#endif
+        if (entry->hash == hash) return entry->id;
+        if (entry->hash != 0) continue;
+        taken = entry->id;
+        if (taken == 0) {
+            if (stored == 0 && (stored = store_stack(hash, frames, count, end)) == 0) return 0;
+            taken = atomic_claim(&entry->id, stored);
+            if (taken == 0) {
                 entry->hash = hash;
+                return stored;
             }
-            break;
         }
+        if (agent.stacks[taken + 1] == hash) return taken;
     }
-    publish_u32(&agent.stack_lock, 0);
-    return id;
+    return stored != 0 ? stored : store_stack(hash, frames, count, end);
 }
 
 /* ---- labels ---- */
@@ -404,11 +397,8 @@ static uint32_t intern_label(const char *text, uint32_t length) {
     record = agent.labels + at;
     *(uint16_t *) record = (uint16_t) length;
     memcpy(record + 2, text, length);
-    if (probes < 64 && !atomic_exchange(&agent.label_lock, 1)) {
-        volatile uint32_t *entry = &agent.label_index[(hash + probes) & (LABEL_INDEX_ENTRIES - 1)];
-        if (*entry == 0) publish_u32(entry, (uint32_t) (at / 8)); /* else: two copies, as with stacks */
-        publish_u32(&agent.label_lock, 0);
-    }
+    /* If another thread takes the entry now, there is a copy more. */
+    if (probes < 64) atomic_claim(&agent.label_index[(hash + probes) & (LABEL_INDEX_ENTRIES - 1)], (uint32_t) (at / 8));
     return (uint32_t) (at / 8);
 }
 

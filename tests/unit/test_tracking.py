@@ -271,18 +271,20 @@ class Model:
 
     # What is no event.
 
-    def insert_baseline(self, blocks: dict[int, int], now_ns: int) -> None:
+    def insert_baseline(self, blocks: dict[int, int], since: int, now_ns: int) -> None:
         for address, size_bytes in blocks.items():
-            if address not in self.live:
+            freed = self.freed.get(address)
+            if address not in self.live and (freed is None or freed.freed.sequence < since):
                 self.count["baseline_blocks"] += 1
                 self.count["baseline_bytes"] += size_bytes
                 self.put(Block(address, size_bytes, 0, 0, 0, 0, -1, now_ns, self.events, True))
         self.note_peak(now_ns)
 
-    def forget(self, addresses: list[int]) -> None:
-        for address in addresses:
-            self.whole = self.whole and address not in self.live
-            self.live.pop(address, None)
+    def forget(self, blocks: list[Block]) -> None:
+        for block in blocks:
+            if block.address in self.live and self.live[block.address].sequence == block.sequence:
+                self.whole = False
+                del self.live[block.address]
 
 
 def assert_same(tracking: TrackingMap, model: Model, asked: list[int]) -> None:
@@ -326,8 +328,8 @@ in_turn = st.tuples(address, few_bytes, st.integers(1, 9)).map(
 aside = st.one_of(
     st.just(("mark_complete",)),
     st.just(("mark_incomplete",)),
-    st.tuples(st.just("forget"), st.lists(address, max_size=3)),
-    st.tuples(st.just("insert_baseline"), st.dictionaries(address, few_bytes, max_size=3)),
+    st.tuples(st.just("forget"), st.lists(address, max_size=3), st.integers(0, 1)),
+    st.tuples(st.just("insert_baseline"), st.dictionaries(address, few_bytes, max_size=3), st.integers(0, 6)),
     st.just(BASELINE_STARTED),
 )
 phrases = st.one_of(plain.map(lambda e: [e]), in_turn, good_resize, anything.map(lambda e: [e]))
@@ -368,12 +370,15 @@ def run(stream: list[Step], lengths: list[int], tracking: TrackingMap, model: Mo
         flush()
         now_ns += 1
         match step:
-            case ("forget", addresses):
-                tracking.forget(u64(*addresses))
-                model.forget(addresses)
-            case ("insert_baseline", blocks):
-                tracking.insert_baseline(u64(*blocks), u64(*blocks.values()), now_ns)
-                model.insert_baseline(blocks, now_ns)
+            case ("forget", addresses, newer):
+                blocks = [model.live[address] for address in dict.fromkeys(addresses) if address in model.live]
+                blocks = [replace(block, sequence=block.sequence + newer) for block in blocks]
+                tracking.forget(blocks)
+                model.forget(blocks)
+            case ("insert_baseline", sizes, ago):
+                since = max(model.events - ago, 0)
+                tracking.insert_baseline(u64(*sizes), u64(*sizes.values()), since, now_ns)
+                model.insert_baseline(sizes, since, now_ns)
             case (("mark_complete" | "mark_incomplete") as method,):
                 getattr(tracking, method)()
                 model.complete = method == "mark_complete"
@@ -736,17 +741,32 @@ def test_differences_name_what_either_side_lacks() -> None:
 def test_forgotten_block_is_unknown_and_no_free() -> None:
     tracking = tracking_map()
     tracking.apply(batch_of(allocated(A, 10), allocated(B, 20)), NOW_NS)
-    assert tracking.forget(u64(A, A, C)) == 1
+    assert tracking.forget([tracking.find(A).block]) == 1
     assert (tracking.live_blocks, tracking.live_bytes, tracking.totals.frees) == (1, 20, 0)
     assert tracking.find(A) == Lookup(None, 0, None)
     [bad] = tracking.apply(batch_of(freed(A)), NOW_NS)
     assert (bad.kind, bad.history_complete) == (BadFreeKind.STRAY, False)
 
 
+def test_forgetting_a_block_spares_the_one_that_lives_there_now() -> None:
+    tracking = tracking_map()
+    tracking.apply(batch_of(allocated(A, 10)), NOW_NS)
+    seen = tracking.find(A).block
+    tracking.apply(batch_of(freed(A), allocated(A, 20)), NOW_NS)
+    assert tracking.forget([seen]) == 0
+    assert tracking.apply(batch_of(freed(A)), NOW_NS) == []
+
+
+def test_insert_baseline_does_not_bring_back_what_was_freed_since(attached: TrackingMap) -> None:
+    attached.apply(batch_of(freed(A), allocated(B), freed(B), freed(C)), NOW_NS)
+    assert attached.insert_baseline(u64(A, B, C), u64(1, 2, 3), 1, 7) == 1
+    assert {int(row["address"]) for row in attached.live()} == {A}
+
+
 def test_insert_baseline_leaves_live_blocks_alone() -> None:
     tracking = tracking_map()
     tracking.apply(batch_of(allocated(A, 10), allocated(B, 20), freed(B)), NOW_NS)
-    assert tracking.insert_baseline(u64(C, A, B, C), u64(1, 2, 4, 1), 7) == 2
+    assert tracking.insert_baseline(u64(C, A, B, C), u64(1, 2, 4, 1), 3, 7) == 2
     assert {row["address"]: (row["size_bytes"], row["baseline"]) for row in tracking.live()} == {
         A: (10, False),
         B: (4, True),
