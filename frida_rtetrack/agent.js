@@ -13,6 +13,7 @@ const SOCKET_ANY = -1;
 const PORTABLE_FRAMES = 16; // GUM_MAX_BACKTRACE_DEPTH
 const FIRST_EXTERNAL_SOCKET = 256; // EXTERNAL_HEAP_MIN_SOCKET_ID, malloc_heap.h
 const ENTRY_BYTES = 16; // the longest redirect that Frida writes on x86-64 and arm64
+const UNHOOK_LOOK_S = 0.01;
 const UNHOOK_GRACE_S = 0.1; // for a thread between a hooked function's entry and the hook
 const UNLOAD_GRACE_S = 0.2; // for a thread between a hook's last instruction and the program's code
 
@@ -52,7 +53,7 @@ function libc(name, result, args) {
   return new SystemFunction(address, result, args);
 }
 
-const PROT_READ_WRITE = 3, MAP_SHARED = 1, MAP_PRIVATE_ANONYMOUS = 0x22;
+const PROT_READ_WRITE = 3, PROT_READ_EXEC = 5, PROT_READ_WRITE_EXEC = 7, MAP_SHARED = 1, MAP_PRIVATE_ANONYMOUS = 0x22;
 const MADV_DONTFORK = 10, MADV_DONTDUMP = 16, MADV_WIPEONFORK = 18, MADV_POPULATE_WRITE = 23;
 const MAP_FAILED = ptr(-1);
 
@@ -96,14 +97,29 @@ class Entries {
     }
   }
 
+  // Until it has lasted: Frida was seen to write its jumps anew, from a program's thread that left a JavaScript callback.
   restore() {
-    for (const [address, bytes] of this.bytes) {
-      const before = new BigUint64Array(bytes);
-      Memory.patchCode(ptr(address), ENTRY_BYTES, code => {
-        for (let i = before.length - 1; i >= 0; i--) // a word in one store: a jump of 5 bytes is there, or it is not
-          if (code.add(8 * i).readU64().toString() !== before[i].toString()) code.add(8 * i).writeU64(uint64(before[i].toString()));
-      });
+    const deadline = Date.now() + 2000;
+    for (let quiet = 0; quiet < UNHOOK_GRACE_S && Date.now() < deadline; quiet += UNHOOK_LOOK_S) {
+      if (this.restoreOnce()) quiet = 0;
+      Thread.sleep(UNHOOK_LOOK_S);
     }
+  }
+
+  // Returns how many were not as they should be.
+  restoreOnce() {
+    let changed = 0;
+    for (const [address, bytes] of this.bytes) {
+      const entry = ptr(address), before = new BigUint64Array(bytes);
+      const words = Array.from(before, word => uint64(word.toString()));
+      if (words.every((word, i) => entry.add(8 * i).readU64().equals(word))) continue;
+      changed++;
+      const page = entry.and(ptr(Process.pageSize - 1).not()), length = entry.add(ENTRY_BYTES).sub(page).toUInt32();
+      if (system.mprotect(page, length, PROT_READ_WRITE_EXEC).value !== 0) continue; // Frida's own way remains
+      for (let i = words.length - 1; i >= 0; i--) entry.add(8 * i).writeU64(words[i]); // a jump of 5 bytes: in one store
+      system.mprotect(page, length, PROT_READ_EXEC);
+    }
+    return changed;
   }
 }
 
@@ -483,12 +499,21 @@ class Session {
   start() {
     this.switchTo(1);
     this.record(1);
-    if (this.options.followFork) this.followChildren(1);
+    if (this.options.followFork) {
+      this.followChildren(1);
+      this.startExecProbe();
+    }
     this.startSigmark();
     this.observer = Process.attachModuleObserver({
       onAdded: module => this.onModuleAdded(module),
       onRemoved: module => this.onModuleRemoved(module),
     });
+  }
+
+  startExecProbe() {
+    const execve = Module.getGlobalExportByName('execve');
+    this.entries.save(execve);
+    this.execProbe = Interceptor.attach(execve, this.code.exec_probe);
   }
 
   startSigmark() {
@@ -544,6 +569,11 @@ class Session {
     const { library } = this.options;
     if (library !== null && !matchesLibrary(module, library)) return;
     if (this.find(module, 'rte_free') === null || !ALLOCATING.some(name => this.find(module, name) !== null)) return;
+    const own = this.native('agent_own_heap', 'int', [])();
+    if (this.options.ownHeap && !own) {
+      send({ type: 'another heap', module: module.name });
+      return;
+    }
     if (this.observer !== undefined) keepLoaded(module);
     const hooked = [];
     const taken = new Set();
@@ -615,14 +645,16 @@ class Session {
     if (reason === 'exit' && this.options.verify) this.snapshot(FINAL_BASELINE);
     this.followChildren(0);
     this.observer?.detach();
+    // At one moment for all functions: what is allocated unseen must not be seen to be freed.
+    this.record(0);
     this.engine.silence();
     this.entries.restore();
-    Thread.sleep(UNHOOK_GRACE_S);
     this.engine.unhook();
     this.native('sigmark_stop', 'void', [])();
     this.sigactionListener?.detach();
+    this.execProbe?.detach();
     Interceptor.flush();
-    if (!this.hostReads) this.record(0); // nobody makes room in the ring any more: whoever waits for it must go on
+    if (!this.hostReads) this.native('agent_abandon', 'void', [])();
     const threadsInside = this.native('agent_threads_inside', 'int', []);
     const signalsInside = this.native('sigmark_inside', 'int', []);
     const inside = () => threadsInside() + signalsInside() + this.engine.threadsInside();

@@ -41,7 +41,7 @@ def _tracking_options(command: Callable[..., None]) -> Callable[..., None]:
                          envvar="RTE_MALLOC_TRACK_DUMP_FILE", help="Where SIGRTMIN and bad frees write the live allocations."),
             click.option("--dump-on-bad-free/--no-dump-on-bad-free", default=True, help="Write the dump at a bad free (default)."),
             click.option("--summary", "summary_path", type=click.Path(path_type=Path), metavar="FILE", help="Write the summary as JSON."),
-            click.option("--follow-fork", is_flag=True, help="Track the children that the program forks, too."),
+            click.option("--follow-fork", is_flag=True, help="Track the children that it forks and programs that they or it execute, too."),
             click.option("--verify", is_flag=True, help="Compare with DPDK's own heap at the end."),
             click.option("--no-repl", is_flag=True, help="No prompt (the default where standard input is no terminal)."),
             click.option("--quiet", is_flag=True, help="Print bad frees and problems only."),
@@ -202,6 +202,7 @@ class _Run:
                     f"{name} never loaded DPDK: no module defined rte_malloc_socket and rte_free (exported names, .symtab and "
                     f"the debug file were searched; --symbol says where they are). Modules that come close: "
                     f"{', '.join(host.modules_like_dpdk()) or 'none'}."
+                    + ("" if self._options.follow_fork else " If it executes the program with DPDK: --follow-fork.")
                 )
         if self._summary_path is not None:
             try:

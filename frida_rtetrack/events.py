@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 SESSION_MAGIC = 0x4B43415254455452
 SESSION_VERSION = 1
 HEADER_BYTES = 4096
-MAX_PROCESSES = 64
+MAX_PROCESSES = 192
 LABEL_MAX_BYTES = 255
 STACK_RECORD_WORDS = 2
 MODULE_LOADED = 0xFFFF_FFFF
@@ -125,6 +125,20 @@ THREAD_DTYPE = np.dtype(
 PROCESS_DTYPE = np.dtype([("pid", "<u4"), ("attached", "<u4"), ("reserved", "<u8")])
 """`struct process_entry`, 16 bytes."""
 
+EXEC_DTYPE = np.dtype([("pid", "<u4"), ("state", "<u4")])
+"""`struct exec_entry`, 8 bytes."""
+EXECS = 16
+
+
+class ExecState(IntEnum):
+    """How far a process that is about to execute a program has come (`enum exec_state`)."""
+
+    FREE = 0
+    WAITING = 1
+    SEEN = 2
+    GO = 3
+
+
 HEADER_DTYPE = np.dtype(
     {
         "names": [
@@ -134,7 +148,7 @@ HEADER_DTYPE = np.dtype(
             "heartbeat_ns", "tail", "head",
             "lost", "stacks_used", "labels_used", "threads_used", "modules_used", "processes_used",
             "stacks_refused", "labels_refused", "threads_refused", "waits", "walks_ended",
-            "processes",
+            "heap_owner", "execs", "processes",
         ],
         "formats": [
             "<u8", "<u4", "<u4", "<u8",
@@ -143,7 +157,7 @@ HEADER_DTYPE = np.dtype(
             "<u8", "<u8", "<u8",
             "<u8", "<u8", "<u8", "<u8", "<u8", "<u8",
             "<u8", "<u8", "<u8", "<u8", ("<u8", (8,)),
-            (PROCESS_DTYPE, (MAX_PROCESSES,)),
+            "<u4", (EXEC_DTYPE, (EXECS,)), (PROCESS_DTYPE, (MAX_PROCESSES,)),
         ],
         "offsets": [
             0, 8, 12, 16,
@@ -152,9 +166,9 @@ HEADER_DTYPE = np.dtype(
             256, 320, 384,
             448, 456, 464, 472, 480, 488,
             496, 504, 512, 520, 528,
-            1024,
+            592, 600, 1024,
         ],
-        "itemsize": 2048,
+        "itemsize": 4096,
     }
 )  # fmt: skip
 """`struct session_header`; its page is HEADER_BYTES long."""

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frida_rtetrack import badfree, process, summary
+from frida_rtetrack import badfree, execgate, process, summary
 from frida_rtetrack.addressspace import HeapRegion
 from frida_rtetrack.agentlink import native_source
 from frida_rtetrack.badfree import BadFreeReport, Circumstances
@@ -172,6 +172,7 @@ class Host:
         self._memory_fd = -1
         self._targets: list[Target] = []
         self._children: dict[int, int] = {}  # index in the process table -> pidfd
+        self._execs: set[int] = set()  # pids whose next program is being joined
         self._lock = threading.RLock()
         self._stop_draining = threading.Event()
         self._wake = threading.Event()
@@ -290,17 +291,16 @@ class Host:
         self._start_thread(self._do_work)
         self._start_agent(target, in_target)
 
-    def _add(self, target: Target) -> None:
-        """Lets another process write into the session memory."""
+    def _add(self, target: Target, *, executed: bool = False) -> None:
+        """Lets another process write into the session memory. `executed`: it begins, and its heap is its own."""
         target.load(self._on_agent_message, self._on_frida_detached)
         in_target = target.call("join_session", f"/proc/{os.getpid()}/fd/{self._memory_fd}")
-        self._start_agent(target, in_target)
+        self._start_agent(target, in_target, executed=executed)
         self._targets.append(target)
 
-    def _start_agent(self, target: Target, memory_fd: int) -> None:
-        state = target.call(
-            "start", memory_fd, self._agent_options(target), native_source(*NATIVE_FILES[self._engine()])
-        )
+    def _start_agent(self, target: Target, memory_fd: int, *, executed: bool = False) -> None:
+        options = self._agent_options(target) | {"ownHeap": executed}
+        state = target.call("start", memory_fd, options, native_source(*NATIVE_FILES[self._engine()]))
         target.number = state["process"]
         self.engine = state["engine"]
 
@@ -389,6 +389,14 @@ class Host:
             target.space.refresh()
             if not self._joining:
                 self._work.put(("hooked", message["hooks"]))
+        elif message["type"] == "another heap":
+            self._work.put(
+                (
+                    "problem",
+                    f"Process {target.pid} ({message['module']}) uses DPDK as well: its heap is another one, and is not "
+                    f"tracked. Attach to it with a command of its own.",
+                )
+            )
         elif message["type"] == "error":
             self._work.put(("problem", f"In process {target.pid}: {message['text']}"))
 
@@ -397,15 +405,37 @@ class Host:
 
     def _notice_children(self) -> None:
         """Forked children put themselves into the process table (--follow-fork): they must end before the reading does."""
-        for number in range(len(self._targets) + len(self._children), self._memory.counter("processes_used")):
-            pid = self._memory.pid(number)
-            if not pid:
-                return
+        for number in range(self._memory.counter("processes_used")):
+            parent, pid = self._memory.parent_pid(number), self._memory.pid(number)
+            if number in self._children or parent is None or not pid:
+                continue
             try:
                 self._children[number] = os.pidfd_open(pid)
             except OSError:  # it has ended already
                 self._children[number] = -1
-            self._work.put(("forked", (self._memory.parent_pid(number), pid)))
+            self._work.put(("forked", (parent, pid)))
+
+    def _notice_execs(self) -> None:
+        """Processes that are about to execute a program wait for us (--follow-fork)."""
+        for entry, pid in self._memory.waiting_execs():
+            self._execs.add(pid)
+            thread = threading.Thread(target=self._follow_exec, args=(entry, pid), name=f"follow {pid}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _follow_exec(self, entry: int, pid: int) -> None:
+        """Joins the program that `pid` is about to execute, before it begins."""
+        try:
+            held = execgate.hold(pid, lambda: self._memory.let_exec_go(entry))
+            try:
+                self._add(Target.attach(pid), executed=True)
+            finally:
+                execgate.release(held)
+        except (execgate.NotHeld, RtetrackError, OSError) as error:
+            self._work.put(("problem", f"The program that process {pid} executes is not followed: {error}"))
+        finally:
+            self._execs.discard(pid)
+            self._wake.set()
 
     def _child_alive(self, pidfd: int) -> bool:
         return pidfd >= 0 and not select.select([pidfd], [], [], 0)[0]
@@ -423,7 +453,7 @@ class Host:
         return any(target.is_tracked for target in self._targets)
 
     def _anybody_writes(self) -> bool:
-        return self._any_tracked() or any(map(self._child_alive, self._children.values()))
+        return self._any_tracked() or bool(self._execs) or any(map(self._child_alive, self._children.values()))
 
     def _drain(self) -> None:
         try:
@@ -446,6 +476,7 @@ class Host:
                 self._notice_losses()
                 if self.options.follow_fork:
                     self._notice_children()
+                    self._notice_execs()
         except Exception as error:  # a bug of ours must not leave the user waiting for ever
             self._work.put(("problem", f"Reading the events failed: {error!r}. The figures end here."))
         self._conclude()
@@ -1005,7 +1036,7 @@ class Host:
 
 
 NATIVE_FILES = {
-    "portable": ("session.c", "exports.c", "snapshot.c", "portable.c", "sigmark.c"),
-    "native": ("session.c", "exports.c", "snapshot.c", "unwind.c", "hooks.c", "listeners.c", "sigmark.c"),
+    "portable": ("session.c", "execs.c", "exports.c", "snapshot.c", "portable.c", "sigmark.c"),
+    "native": ("session.c", "execs.c", "exports.c", "snapshot.c", "unwind.c", "hooks.c", "listeners.c", "sigmark.c"),
 }
 """What is compiled in the target, by engine."""

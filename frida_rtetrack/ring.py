@@ -24,6 +24,7 @@ from frida_rtetrack.events import (
     STACK_RECORD_WORDS,
     THREAD_DTYPE,
     EventBatch,
+    ExecState,
     StackEnd,
 )
 
@@ -171,9 +172,21 @@ class SessionMemory:
         """The pid of the process that stacks and threads call `process`."""
         return int(self.header["processes"][process]["pid"])
 
-    def parent_pid(self, process: int) -> int:
-        """The pid of the process that forked `process`."""
-        return self.pid(int(self.header["processes"][process]["reserved"]) - 1)
+    def parent_pid(self, process: int) -> int | None:
+        """The pid of the process that forked `process`; None if it is no forked child."""
+        parent = int(self.header["processes"][process]["reserved"])
+        return self.pid(parent - 1) if parent else None
+
+    def waiting_execs(self) -> list[tuple[int, int]]:
+        """(entry, pid) of each process that waits to execute a program and was not answered before."""
+        execs = self.header["execs"]
+        waiting = np.flatnonzero(execs["state"] == ExecState.WAITING)
+        execs["state"][waiting] = ExecState.SEEN
+        return [(int(entry), int(execs["pid"][entry])) for entry in waiting]
+
+    def let_exec_go(self, entry: int) -> None:
+        """Lets the process of `entry` execute its program."""
+        self.header["execs"]["state"][entry] = ExecState.GO
 
     def appending_tids(self) -> Iterator[tuple[int, int]]:
         """(process, tid) of each thread that is between claiming a slot of the ring and committing it."""

@@ -40,6 +40,7 @@ struct memzone { /* the part of struct rte_memzone that all versions share (lib/
 struct agent {
     volatile uint32_t on; /* this process is tracked: count who is inside of a hook */
     volatile uint32_t recording; /* append events (off: paused, or leaving) */
+    volatile uint32_t abandoned; /* the host reads no more: a full ring drops */
     uint32_t process;     /* our index in session_header.processes */
     uint32_t module_process; /* whose modules our stacks are of: a followed child's are its parent's */
     volatile uint32_t epoch; /* how many modules were unloaded so far */

@@ -224,10 +224,10 @@ static int wait_for_room(uint64_t needed_tail) {
         uint64_t heartbeat;
         agent.tail_seen = *(volatile uint64_t *) &header->tail;
         if ((int64_t) (agent.tail_seen - needed_tail) >= 0) return 1;
-        if (!agent.recording) return 0;
+        if (agent.abandoned) return 0;
         heartbeat = *(volatile uint64_t *) &header->heartbeat_ns;
         if (monotonic_ns() > heartbeat + HEARTBEAT_LIMIT_NS) {
-            if (agent.process != agent.module_process) agent.recording = 0; /* a followed child has nobody to unhook it */
+            if (agent.process != agent.module_process) agent.recording = 0, agent.abandoned = 1; /* a followed child has nobody to unhook it */
             return 0;
         }
         syscall(SYS_NANOSLEEP, pause, 0L);
@@ -509,6 +509,9 @@ uint64_t agent_tables_bytes(void) {
 void agent_switch(int on) { publish_u32(&agent.on, (uint32_t) on); }
 
 void agent_record(int on) { publish_u32(&agent.recording, (uint32_t) on); }
+
+/* Nobody makes room in the ring any more: whoever waits for it must go on. */
+void agent_abandon(void) { publish_u32(&agent.abandoned, 1); }
 
 /* Threads of this process that are inside of a hooked function or of append(): unloading waits for 0. */
 int agent_threads_inside(void) {

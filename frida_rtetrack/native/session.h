@@ -15,7 +15,7 @@
 #define SESSION_MAGIC 0x4b43415254455452ULL /* "RTETRACK", little endian */
 #define SESSION_VERSION 1
 #define SESSION_HEADER_BYTES 4096
-#define SESSION_MAX_PROCESSES 64
+#define SESSION_MAX_PROCESSES 192
 
 /* What happened. A free is recorded before the original is called, an allocation after it returned. */
 enum event_kind {
@@ -132,6 +132,14 @@ struct process_entry { /* 16 bytes */
     uint64_t reserved; /* of a followed child: its parent's index + 1 */
 };
 
+/* A process about to execute a program: it waits, for a while, until the host has seen to it (--follow-fork). */
+struct exec_entry {
+    uint32_t pid; /* 0: free */
+    uint32_t state; /* enum exec_state */
+};
+enum exec_state { EXEC_FREE = 0, EXEC_WAITING = 1, EXEC_SEEN = 2, EXEC_GO = 3 };
+#define SESSION_EXECS 16
+
 struct session_header {
     /* Written once by the host before the agent maps it. */
     uint64_t magic;
@@ -163,7 +171,10 @@ struct session_header {
     uint64_t threads_refused; /* calls by threads that the table had no room for; their events carry slot 0 */
     uint64_t waits;        /* times that a caller found the ring full and waited */
     uint64_t walks_ended[8]; /* by enum stack_end: distinct stacks that ended so */
-    uint8_t pad4[1024 - 592];
+    uint32_t heap_owner;   /* index + 1 of the process whose DPDK is tracked; others join its heap, or are not tracked */
+    uint32_t pad4;
+    struct exec_entry execs[SESSION_EXECS];
+    uint8_t pad5[1024 - 728];
     struct process_entry processes[SESSION_MAX_PROCESSES];
 };
 

@@ -39,6 +39,7 @@ def test_nothing_is_lost_accused_or_broken_while_threads_libraries_children_and_
     rounds = 0
     # Frida's own attach hangs now and then, with an empty script too, while libraries are unloaded: not at that moment.
     program.send_signal(signal.SIGUSR2)
+    time.sleep(0.2)
     while time.monotonic() < deadline:
         observer = Silence()
         with Host.attach(program.pid, Options(engine=engine, dump_on_bad_free=False), observer) as host:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -188,6 +189,37 @@ def test_forked_children_are_followed_when_asked_for(runner: Runner, engine: str
     assert len({bad["tid"] for bad in found["bad_frees"]}) == 3
     assert all(functions(bad["backtrace"])[0] == "child" for bad in found["bad_frees"])
     assert found["verify"] == {"missing": [], "unexpected": []}
+
+
+LAUNCHERS = {
+    "exec": '#!/bin/sh\nexec nice "$@"\n',
+    "child": '#!/bin/bash\nls / > /dev/null\n"$@" | cat\nexit ${PIPESTATUS[0]}\n',
+    "background": '#!/bin/bash\n(sleep 0.3; exec "$@") &\n',
+    "vfork": "#!/usr/bin/env python3\nimport subprocess, sys\nsys.exit(subprocess.run(sys.argv[1:]).returncode)\n",
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_the_program_that_a_launcher_executes_is_tracked_from_its_start(
+    runner: Runner, engine: str, launcher: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "launcher"
+    script.write_text(LAUNCHERS[launcher])
+    script.chmod(0o755)
+    options = ["--engine", engine, "--verify"]
+    direct = runner.run("realloc", options=options)
+    launched = runner.run(str(script), runner.program("realloc"), options=[*options, "--follow-fork"])
+    assert direct.wait() == launched.wait() == 0
+    assert essence(launched.summary) == essence(direct.summary)
+    assert "Traceback" not in launched.stderr
+
+
+def test_a_launcher_that_starts_what_cannot_be_joined_says_so_and_lets_it_run(runner: Runner) -> None:
+    tracked = runner.spawn("/bin/nice", runner.program("static_sleeper"), options=["--follow-fork"])
+    tracked.wait_for("^ready$")
+    tracked.send_signal(signal.SIGTERM)
+    tracked.finish()
+    assert "is fully static" in tracked.stderr
 
 
 HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")

@@ -44,7 +44,8 @@ int main(int argc, char **argv) {
         SHOW_FIELD(session_header, ring_capacity); SHOW_FIELD(session_header, modules_bytes);
         SHOW_FIELD(session_header, heartbeat_ns); SHOW_FIELD(session_header, tail); SHOW_FIELD(session_header, head);
         SHOW_FIELD(session_header, lost); SHOW_FIELD(session_header, waits); SHOW_FIELD(session_header, walks_ended);
-        SHOW_FIELD(session_header, processes);
+        SHOW_FIELD(session_header, heap_owner); SHOW_FIELD(session_header, execs); SHOW_FIELD(session_header, processes);
+        SHOW(SESSION_EXECS); SHOW(sizeof(struct exec_entry)); SHOW(EXEC_WAITING); SHOW(EXEC_GO);
         SHOW_FIELD(module_record, base); SHOW_FIELD(module_record, unloaded_epoch);
         SHOW(EVENT_ALLOCATED); SHOW(EVENT_FREED); SHOW(EVENT_RESIZE_STARTED); SHOW(EVENT_RESIZE_ENDED);
         SHOW(EVENT_ALLOCATION_FAILED); SHOW(EVENT_BASELINE_BLOCK); SHOW(EVENT_MARK);

@@ -45,6 +45,9 @@ def test_python_and_c_agree_on_every_size_offset_and_constant(session_check: Pat
     assert layout["SESSION_VERSION"] == events.SESSION_VERSION
     assert layout["SESSION_HEADER_BYTES"] == events.HEADER_BYTES
     assert layout["SESSION_MAX_PROCESSES"] == events.MAX_PROCESSES
+    assert layout["SESSION_EXECS"] == events.EXECS
+    assert layout["EXEC_WAITING"] == events.ExecState.WAITING
+    assert layout["EXEC_GO"] == events.ExecState.GO
     assert layout["EVENT_SIZE_BITS"] == events.SIZE_BITS
     assert layout["LABEL_MAX_BYTES"] == events.LABEL_MAX_BYTES
     assert layout["STACK_RECORD_WORDS"] == events.STACK_RECORD_WORDS
@@ -56,6 +59,7 @@ def test_python_and_c_agree_on_every_size_offset_and_constant(session_check: Pat
         "module_record": events.MODULE_DTYPE,
         "session_header": events.HEADER_DTYPE,
         "process_entry": events.PROCESS_DTYPE,
+        "exec_entry": events.EXEC_DTYPE,
     }
     compared = 0
     for name, value in layout.items():
