@@ -19,7 +19,7 @@ demo: setup programs ## build a program with planted bugs, track it and show wha
 	$(BIN)/rtetrack-frida spawn --dump-file build/demo-dump.csv --summary build/demo-summary.json $(PROGRAMS)/demo
 	@$(BIN)/python tests/programs/demo_verdict.py build/demo-summary.json
 
-test: check programs ## everything: ruff, mypy, pytest
+test: check programs source-programs ## everything: ruff, mypy, pytest
 	$(BIN)/pytest $(PYTEST_OPTIONS)
 
 check: setup ## ruff and mypy only
@@ -29,6 +29,11 @@ check: setup ## ruff and mypy only
 
 programs: system ## the test programs, into build/programs
 	@$(MAKE) -s -C tests/programs OUT=$(abspath $(PROGRAMS))
+
+# The test programs once more, with DPDK built by clang and with link-time optimization. Without its source: none.
+source-programs: setup programs
+	@tests/programs/dpdk-from-source.sh build/dpdk-source $(BIN)
+	@$(MAKE) -s -C tests/programs OUT=$(abspath $(PROGRAMS)) SOURCE=$(abspath build/dpdk-source) from-source
 
 bench: setup programs ## measure what tracking costs
 	@test -f bench/run.py || { echo "There is no benchmark in bench/run.py." >&2; exit 1; }
@@ -77,4 +82,4 @@ clean: ## remove what was built
 	rm -rf build $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help demo test check programs bench setup system clean
+.PHONY: help demo test check programs source-programs bench setup system clean

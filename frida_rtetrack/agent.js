@@ -34,10 +34,19 @@ const FUNCTIONS = {
   rte_memzone_reserve_aligned: { does: 'reserve', api: 12, socket: 2 },
   rte_memzone_reserve_bounded: { does: 'reserve', api: 13, socket: 2 },
   rte_memzone_free: { does: 'unreserve', api: 14 },
+  malloc_heap_alloc: { does: 'heap allocate', api: 15 },
+  malloc_heap_free: { does: 'heap free', api: 16 },
   rte_eal_cleanup: { does: 'cleanup' },
   rte_eal_init: { does: 'init' },
 };
 const ALLOCATING = ['rte_malloc_socket', 'rte_malloc', 'rte_zmalloc_socket', 'rte_zmalloc']; // DPDK has rte_free and one of these
+
+// Where a whole program was optimized at once (LTO), calls of the functions above are inlined or go to clones of them. What
+// all of them come down to is hooked as well then, under whatever name the compiler gave it. Everything is listened to
+// there, which leaves all registers as they were: callers know which ones the function itself leaves alone (-fipa-ra).
+const BOTTOM = ['malloc_heap_alloc', 'malloc_heap_free'];
+const CORE = /^(rte_(malloc|zmalloc|calloc|realloc)(_socket)?|rte_free|rte_memzone_reserve(_aligned|_bounded)?|rte_eal_(init|cleanup)|malloc_heap_(alloc|free))(\.|$)/;
+const CLONE = /^(\w+)\.(constprop|isra|part|lto_priv|llvm)\b(?!.*\.cold)/;
 
 // struct rte_memzone (rte_memzone.h): name[32], iova, addr, len
 const MEMZONE_ADDRESS = 40;
@@ -137,6 +146,8 @@ class PortableEngine {
       ['uint32', 'uint32', 'int32', 'uint64', 'uint64', 'pointer', 'pointer', 'pointer', 'uint32', 'uint32']);
     this.mark = session.mark;
     this.noteRegions = session.native('agent_note_regions', 'void', []);
+    this.blockOfElement = session.native('block_of_element', 'uint64', ['pointer']);
+    this.sizeOfBlock = session.native('size_of_block', 'uint64', ['pointer']);
     this.zoneAddress = session.native('zone_address', 'uint64', ['pointer']);
     this.cleanupStarted = session.native('cleanup_started', 'void', []);
     this.memzonePrefix = Memory.allocUtf8String('memzone:');
@@ -293,12 +304,14 @@ class PortableEngine {
           },
         };
       case 'free':
+      case 'heap free':
       case 'unreserve':
         return {
           onEnter(args) {
             this.outer = engine.enter(this);
             if (!this.outer) return;
             let address = args[0];
+            if (spec.does === 'heap free') address = ptr(engine.blockOfElement(address).toString());
             if (spec.does === 'unreserve' && !address.isNull()) address = ptr(engine.zoneAddress(address).toString());
             if (address.isNull()) return;
             const stack = engine.backtrace(this, engine.freeBacktrace);
@@ -306,6 +319,22 @@ class PortableEngine {
           },
           onLeave() {
             if (this.outer) engine.leave(this);
+          },
+        };
+      case 'heap allocate':
+        return {
+          onEnter() {
+            this.outer = engine.enter(this);
+            if (!this.outer) return;
+            this.socket = SOCKET_ANY;
+            this.type = NULL;
+            this.prefix = NULL;
+            this.stack = engine.backtrace(this, engine.allocationBacktrace);
+          },
+          onLeave(address) {
+            if (!this.outer) return;
+            noteAllocation(this, address, address.isNull() ? '0' : engine.sizeOfBlock(address).toString());
+            engine.leave(this);
           },
         };
       case 'cleanup':
@@ -376,13 +405,14 @@ class NativeEngine {
 
   // A redirect of 5 bytes first: it overwrites the fewest instructions that a thread may be in the middle of, and fits
   // where the ordinary one of 16 does not (rte_free is 10 bytes long).
-  hook(name, address) {
+  hook(name, address, optimized) {
+    const { api } = FUNCTIONS[name];
     const replacement = this.session.code['hook_' + name];
     const ways = [
       ['near', () => Interceptor.replaceFast(this.nearRedirect(address, replacement), replacement)],
       ['far', () => Interceptor.replaceFast(address, replacement)],
     ];
-    for (const [how, replace] of ways.filter(([how]) => this.session.options.hookWays.includes(how))) {
+    for (const [how, replace] of ways.filter(([how]) => !optimized && this.session.options.hookWays.includes(how))) {
       let original;
       try {
         original = replace();
@@ -393,12 +423,14 @@ class NativeEngine {
       this.replaced.push(address);
       return how;
     }
-    const { api } = FUNCTIONS[name];
     if (name === 'rte_eal_cleanup') { // its return must stay untouched: what it frees is unwound through it
       this.listeners.push(Interceptor.attach(address, { onEnter: this.session.code.cleanup_started }));
       return 'attach';
     }
-    if (api === undefined) return null;
+    return api === undefined ? null : this.listen(address, api);
+  }
+
+  listen(address, api) {
     this.listeners.push(Interceptor.attach(address,
       { onEnter: this.session.code.listener_enter, onLeave: this.session.code.listener_leave }, ptr(api)));
     return 'attach';
@@ -560,6 +592,22 @@ class Session {
     return inside ? address : null;
   }
 
+  // [name, address or null] of each function to be hooked; `optimized`: together with its callers.
+  functionsOf(module) {
+    const exact = Object.keys(FUNCTIONS).filter(name => !BOTTOM.includes(name)).map(name => [name, this.find(module, name)]);
+    if (module.name.startsWith('librte_')) return { functions: exact, optimized: false };
+    const symbols = module.enumerateSymbols().filter(({ name, type }) => type === 'function' && CORE.test(name));
+    if (symbols.every(({ name, isGlobal }) => isGlobal && !CLONE.test(name) || BOTTOM.includes(name)))
+      return { functions: exact, optimized: false };
+    const clones = name => symbols.filter(symbol => symbol.name === name || symbol.name.match(CLONE)?.[1] === name);
+    const bottom = BOTTOM.flatMap(name => clones(name).map(({ address }) => [name, address]));
+    for (const name of ['rte_eal_init', 'rte_eal_cleanup']) exact.push([name, clones(name)[0]?.address ?? null]);
+    if (new Set(bottom.map(([name]) => name)).size < BOTTOM.length)
+      send({ type: 'error', text: `${module.name}: DPDK's functions were inlined (LTO), and malloc_heap_alloc and malloc_heap_free `
+        + 'are not there to be hooked instead: calls will be missed.' });
+    return { functions: [...exact, ...bottom], optimized: true };
+  }
+
   nameOf(name) {
     if (!this.names.has(name)) this.names.set(name, Memory.allocUtf8String(name));
     return this.names.get(name);
@@ -577,12 +625,12 @@ class Session {
     if (this.observer !== undefined) keepLoaded(module);
     const hooked = [];
     const taken = new Set();
-    for (const name of Object.keys(FUNCTIONS)) {
-      const address = this.find(module, name);
+    const { functions, optimized } = this.functionsOf(module);
+    for (const [name, address] of functions) {
       if (address === null || taken.has(address.toString())) continue; // absent in this version, or two names of one function
       taken.add(address.toString());
       this.entries.save(address);
-      const how = this.engine.hook(name, address);
+      const how = this.engine.hook(name, address, optimized);
       if (how !== null) hooked.push({ function: name, module: module.path, address: address.toString(), how });
     }
     Interceptor.flush();

@@ -118,7 +118,7 @@ def _judge(found: BadFree, around: Circumstances, names: Names, target: Target) 
             f"{inside} a live block of {container.size_bytes:,} bytes of type {what}, at {container.address:#x}.",
         )
     in_heap = target.space.in_dpdk_heap(address)
-    if in_heap is False:
+    if in_heap is False or (in_heap is None and _is_elsewhere(address, names, target)):
         return BadFreeKind.FOREIGN, f"The address lies {_place(address, names, target)}: DPDK never handed it out."
     detail = "No block starts at this address" + (" of DPDK's heap." if in_heap else ".")
     if around.others:
@@ -140,6 +140,16 @@ def _hint(block: Block, names: Names) -> str:
     if name.startswith("MP_"):
         return f", memory of mempool {name[3:]}: its objects are for rte_mempool_put"
     return ": it is no block of its own"
+
+
+def _is_elsewhere(address: int, names: Names, target: Target) -> bool:
+    """Whether what lies there cannot be DPDK's heap, even where it is not known where that is."""
+    mapping = target.space.find(address)
+    return (
+        names.thread_of_stack(address, target.number) is not None
+        or names.module_at(address, target.number) is not None
+        or (mapping is not None and mapping.path in ("[heap]", "[stack]"))
+    )
 
 
 def _place(address: int, names: Names, target: Target) -> str:

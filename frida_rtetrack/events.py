@@ -53,11 +53,15 @@ class Api(IntEnum):
     MEMZONE_RESERVE_ALIGNED = 12
     MEMZONE_RESERVE_BOUNDED = 13
     MEMZONE_FREE = 14
+    HEAP_ALLOC = 15
+    HEAP_FREE = 16
 
     @property
     def function(self) -> str:
         """The C function's name, `rte_malloc` for MALLOC."""
-        return "?" if self is Api.NONE else f"rte_{self.name.lower()}"
+        if self is Api.NONE:
+            return "?"
+        return ("malloc_" if self in (Api.HEAP_ALLOC, Api.HEAP_FREE) else "rte_") + self.name.lower()
 
 
 class Mark(IntEnum):

@@ -72,9 +72,10 @@ void listener_enter(GumInvocationContext *context) {
         call->socket = (int) argument(context, 2);
         break;
     case API_FREE: case API_FREE_SENSITIVE: call->old = argument(context, 0); break;
+    case API_HEAP_FREE: call->old = block_of_element(argument(context, 0)); break;
     case API_MEMZONE_FREE: call->old = argument(context, 0) != 0 ? zone_address((const struct memzone *) argument(context, 0)) : 0; break;
     }
-    if (api == API_FREE || api == API_FREE_SENSITIVE || api == API_MEMZONE_FREE) {
+    if (api == API_FREE || api == API_FREE_SENSITIVE || api == API_MEMZONE_FREE || api == API_HEAP_FREE) {
         if (call->old == 0) return;
         if (agent.free_backtrace) call->stack = listened_stack(context, call->thread, 1);
         append(call->thread, WHAT(EVENT_FREED, api, SOCKET_ANY), call->old, 0, call->stack, 0);
@@ -94,7 +95,7 @@ void listener_leave(GumInvocationContext *context) {
     uint32_t label;
     if (OUTERMOST(call->thread)) {
         switch (api) {
-        case API_FREE: case API_FREE_SENSITIVE: case API_MEMZONE_FREE: break;
+        case API_FREE: case API_FREE_SENSITIVE: case API_MEMZONE_FREE: case API_HEAP_FREE: break;
         case API_REALLOC: case API_REALLOC_SOCKET:
             if (call->announced) {
                 append(call->thread, WHAT(EVENT_RESIZE_ENDED, api, call->socket), result, size, call->stack, 0);
@@ -102,7 +103,8 @@ void listener_leave(GumInvocationContext *context) {
             } /* fallthrough */
         default:
             label = 0;
-            if (api >= API_MEMZONE_RESERVE) {
+            if (api == API_HEAP_ALLOC) size = result != 0 ? size_of_block(result) : 0;
+            else if (api >= API_MEMZONE_RESERVE) {
                 label = copy_label("memzone:", call->type);
                 if (result != 0) {
                     size = ((const struct memzone *) result)->length;

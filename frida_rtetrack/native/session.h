@@ -44,7 +44,9 @@ enum event_api {
     API_MEMZONE_RESERVE = 11,
     API_MEMZONE_RESERVE_ALIGNED = 12,
     API_MEMZONE_RESERVE_BOUNDED = 13,
-    API_MEMZONE_FREE = 14
+    API_MEMZONE_FREE = 14,
+    API_HEAP_ALLOC = 15,      /* malloc_heap_alloc itself: the function that called it was inlined (LTO) */
+    API_HEAP_FREE = 16        /* malloc_heap_free */
 };
 
 /* Points in the order of events that are no allocation. */

@@ -128,6 +128,36 @@ def test_dpdk_linked_in_statically_gives_the_same_as_shared(
     assert essence(linked.summary) == essence(shared.summary)
 
 
+@pytest.mark.parametrize("build", ["dpdk-clang", "dpdk-gcc-lto"])
+@pytest.mark.parametrize("program", ["realloc", "memzones"])
+def test_dpdk_built_by_clang_or_with_link_time_optimization_gives_the_same_as_shared(
+    runner: Runner, engine: str, program: str, build: str
+) -> None:
+    """Clang's rte_zmalloc_socket does not call rte_malloc_socket; LTO leaves few of the functions to be called at all."""
+    if not Path(runner.program(f"{program}-{build}")).is_file():
+        pytest.skip("DPDK's source could not be fetched here, or clang is not installed")
+    options = ["--engine", engine, "--verify"]
+    shared, linked = (runner.run(name, options=options) for name in (program, f"{program}-{build}"))
+    assert shared.wait() == linked.wait() == 0
+    assert linked.summary["verify"] == {"missing": [], "unexpected": []}
+    assert linked.summary["events"] == shared.summary["events"]
+    assert linked.summary["bad_frees"] == []
+    assert linked.summary["live"]["blocks"] == shared.summary["live"]["blocks"]
+    if build == "dpdk-clang":
+        assert essence(linked.summary) == essence(shared.summary)
+
+
+@pytest.mark.parametrize("build", ["dpdk-clang", "dpdk-gcc-lto"])
+@pytest.mark.parametrize("what", ["duplicate_field", "two_threads", "interior", "stray", "global"])
+def test_a_bad_free_is_found_in_dpdk_built_by_clang_or_with_link_time_optimization(
+    runner: Runner, engine: str, what: str, build: str
+) -> None:
+    if not Path(runner.program(f"badfrees-{build}")).is_file():
+        pytest.skip("DPDK's source could not be fetched here, or clang is not installed")
+    tracked = runner.run(f"badfrees-{build}", what, options=["--engine", engine])
+    assert [bad["kind"] for bad in tracked.summary["bad_frees"]] == [{row[0]: row[1] for row in PLANTED}[what]]
+
+
 def test_a_stripped_static_program_says_what_to_do_and_works_with_symbol(runner: Runner, engine: str) -> None:
     stripped = runner.program("realloc-stripped")
     tracked = runner.run("realloc-stripped", options=["--engine", engine])
