@@ -494,11 +494,13 @@ class Session {
       system.madvise(this.memory, options.populateBytes, MADV_POPULATE_WRITE); // refused by old kernels: only slower
     this.agent = map(Process.pageSize, MAP_PRIVATE_ANONYMOUS, -1, [MADV_WIPEONFORK, MADV_DONTDUMP]);
     this.sigmark = map(Process.pageSize, MAP_PRIVATE_ANONYMOUS, -1, [MADV_DONTDUMP]);
+    this.faults = map(Process.pageSize, MAP_PRIVATE_ANONYMOUS, -1, [MADV_DONTDUMP]);
     this.follow = map(Process.pageSize, MAP_PRIVATE_ANONYMOUS, -1, [MADV_DONTDUMP]);
     this.originals = map(Process.pageSize, MAP_PRIVATE_ANONYMOUS, -1, [MADV_DONTDUMP]);
     this.code = new CModule(source, {
       agent: this.agent,
       sigmark: this.sigmark,
+      faults: this.faults,
       originals: this.originals,
       fork_follow: this.follow,
       syscall: Module.getGlobalExportByName('syscall'),
@@ -556,6 +558,7 @@ class Session {
       { onEnter: this.code.sigaction_enter, onLeave: this.code.sigaction_leave });
     Interceptor.flush();
     this.sigmarkState = this.native('sigmark_start', 'int', ['int'])(signal);
+    this.native('faults_start', 'void', [])();
   }
 
   onModuleAdded(module) {
@@ -698,6 +701,7 @@ class Session {
     this.engine.silence();
     this.entries.restore();
     this.engine.unhook();
+    this.native('faults_stop', 'void', [])();
     this.native('sigmark_stop', 'void', [])();
     this.sigactionListener?.detach();
     this.execProbe?.detach();
@@ -715,7 +719,7 @@ class Session {
     this.code.dispose();
     system.munmap(this.memory, this.options.sessionBytes);
     system.munmap(this.tables, this.tablesBytes);
-    for (const page of [this.agent, this.sigmark, this.originals, this.follow]) system.munmap(page, Process.pageSize);
+    for (const page of [this.agent, this.sigmark, this.faults, this.originals, this.follow]) system.munmap(page, Process.pageSize);
   }
 }
 

@@ -1036,7 +1036,17 @@ class Host:
 
 
 NATIVE_FILES = {
-    "portable": ("session.c", "execs.c", "exports.c", "snapshot.c", "portable.c", "sigmark.c"),
-    "native": ("session.c", "execs.c", "exports.c", "snapshot.c", "unwind.c", "hooks.c", "listeners.c", "sigmark.c"),
+    "portable": ("session.c", "execs.c", "exports.c", "snapshot.c", "portable.c", "sigmark.c", "faults.c"),
+    "native": (
+        "session.c",
+        "execs.c",
+        "exports.c",
+        "snapshot.c",
+        "unwind.c",
+        "hooks.c",
+        "listeners.c",
+        "sigmark.c",
+        "faults.c",
+    ),
 }
 """What is compiled in the target, by engine."""

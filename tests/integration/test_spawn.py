@@ -22,14 +22,10 @@ from tracked import Runner, eventually, functions
         (["abort"], 128 + signal.SIGABRT),
         (["raise", str(int(signal.SIGTERM))], 128 + signal.SIGTERM),
         (["raise", str(int(signal.SIGKILL))], 128 + signal.SIGKILL),
-        pytest.param(
-            ["raise", str(int(signal.SIGSEGV))],
-            128 + signal.SIGSEGV,
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="Frida's handler takes a SIGSEGV that no instruction caused for its own and returns (README, Limits)",
-            ),
-        ),
+        (["raise", str(int(signal.SIGSEGV))], 128 + signal.SIGSEGV),
+        (["raise", str(int(signal.SIGTRAP))], 128 + signal.SIGTRAP),
+        (["raise", str(int(signal.SIGABRT))], 128 + signal.SIGABRT),
+        (["handled"], 0),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -2,6 +2,7 @@
  * One misdeed or odd ending a command; `nasty COMMAND [NUMBER]`. What each plants stands above its function.
  */
 #include <pthread.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <sys/wait.h>
 
@@ -143,6 +144,28 @@ static void short_lived_threads(void) {
     }
 }
 
+static sigjmp_buf back;
+static volatile sig_atomic_t handled_signals;
+
+static void note_signal(int signal) { handled_signals += signal; }
+
+static void jump_back(int signal) { siglongjmp(back, signal); }
+
+/* 0 if its own handlers run, for a signal that is sent and for a real fault (left by siglongjmp), and SIG_IGN holds. */
+static int handled(void) {
+    signal(SIGSEGV, note_signal);
+    raise(SIGSEGV);
+    if (handled_signals != SIGSEGV) return 1;
+    signal(SIGSEGV, jump_back);
+    if (sigsetjmp(back, 1) == 0) {
+        *(volatile int *) 8 = 1;
+        return 2;
+    }
+    signal(SIGSEGV, SIG_IGN);
+    raise(SIGSEGV);
+    return 0;
+}
+
 int main(int argc, char **argv) {
     const char *command = argc > 1 ? argv[1] : "";
     number = argc > 2 ? atoi(argv[2]) : 0;
@@ -160,6 +183,7 @@ int main(int argc, char **argv) {
     else if (strcmp(command, "_exit") == 0) _exit(number);
     else if (strcmp(command, "abort") == 0) abort();
     else if (strcmp(command, "raise") == 0) raise(number);
+    else if (strcmp(command, "handled") == 0) return handled();
     else if (strcmp(command, "exit-from-thread") == 0) {
         pthread_t thread;
         pthread_create(&thread, NULL, exiting_thread, NULL);
