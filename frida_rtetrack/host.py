@@ -222,7 +222,7 @@ class Host:
         parse_symbols(host.options.symbols)
         path = process.find_program(argv[0])
         process.check_executable(os.path.realpath(path), argv[0])
-        gated = launch(path, argv, terminal=terminal)
+        gated = launch(path, argv, terminal=terminal, keep_orphans=host.options.follow_fork)
         target = Target(gated.pid, gated.session, tuple(argv), gated)
         try:
             host._begin(target)
@@ -453,7 +453,22 @@ class Host:
         return any(target.is_tracked for target in self._targets)
 
     def _anybody_writes(self) -> bool:
-        return self._any_tracked() or bool(self._execs) or any(map(self._child_alive, self._children.values()))
+        return (
+            self._any_tracked()
+            or bool(self._execs)
+            or any(map(self._child_alive, self._children.values()))
+            or self._may_still_start()
+        )
+
+    def _may_still_start(self) -> bool:
+        """Whether a launcher left processes behind that may execute the program with DPDK yet (--follow-fork)."""
+        gated = self._targets[0].gated if self._targets else None
+        return (
+            self.options.follow_fork
+            and gated is not None
+            and not self._memory.counter("heap_owner")
+            and bool(gated.orphans())
+        )
 
     def _drain(self) -> None:
         try:

@@ -23,7 +23,8 @@ LAUNCH_SECONDS = 30.0
 
 # The keeper and, forked from it, what becomes the program. Signals that Python ignores are put back; the environment is
 # as it was given. Arguments: the descriptors (ready, go, status), 1 to take standard input as the controlling terminal,
-# the path, the program's argument list.
+# 1 to become the parent of processes that the program leaves behind (prctl PR_SET_CHILD_SUBREAPER, 36), the path, the
+# program's argument list.
 _KEEPER = """
 import os, signal, sys
 ready, go, status = map(int, sys.argv[1:4])
@@ -31,6 +32,10 @@ for name in ("SIGPIPE", "SIGXFSZ", "SIGINT"):
     signal.signal(getattr(signal, name), signal.SIG_DFL)
 with open("/proc/self/environ", "rb") as file:
     environment = dict(entry.split(b"=", 1) for entry in file.read().split(b"\\0") if b"=" in entry)
+keeps_orphans = sys.argv[5] == "1"
+if keeps_orphans:
+    import ctypes
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 program = os.fork()
 if program == 0:
     os.close(status)
@@ -44,7 +49,7 @@ if program == 0:
     if os.read(go, 1) != b"g":
         os._exit(127)
     try:
-        os.execve(sys.argv[5], sys.argv[6:], environment)
+        os.execve(sys.argv[6], sys.argv[7:], environment)
     except OSError as error:
         os.write(ready, os.strerror(error.errno).encode())
         os._exit(127)
@@ -53,11 +58,18 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
 null = os.open(os.devnull, os.O_RDWR)
 for descriptor in (0, 1, 2, ready, go):
     os.dup2(null, descriptor)
-_, raw = os.waitpid(program, 0)
-try:
-    os.write(status, b"%d\\n" % raw)
-except OSError:
-    pass
+while True:
+    try:
+        ended, raw = os.waitpid(-1 if keeps_orphans else program, 0)
+    except ChildProcessError:
+        break
+    if ended == program:
+        try:
+            os.write(status, b"%d\\n" % raw)
+        except OSError:
+            pass
+        if not keeps_orphans:
+            break
 """
 
 
@@ -84,15 +96,31 @@ class GatedProgram:
             self._wait_status = int(data) if data else None
             os.close(self._status_fd)
             self._status_fd = -1
-            self._keeper.wait()
         return self._wait_status
 
+    def orphans(self) -> list[int]:
+        """Pids of processes that the program's own children left behind, where the keeper was told to be their parent."""
+        keeper = self._keeper.pid
+        try:
+            with open(f"/proc/{keeper}/task/{keeper}/children") as file:
+                return [int(pid) for pid in file.read().split() if int(pid) != self.pid]
+        except OSError:
+            return []
 
-def launch(path: str, argv: Sequence[str], *, terminal: int | None = None) -> GatedProgram:
+    def close(self) -> None:
+        """Lets the keeper go, once the program has ended; what was left behind becomes init's."""
+        if self._wait_status is not None:
+            self._keeper.kill()
+            self._keeper.wait()
+
+
+def launch(
+    path: str, argv: Sequence[str], *, terminal: int | None = None, keep_orphans: bool = False
+) -> GatedProgram:
     """Starts `path` with `argv` (argv[0] included) in a session of its own and stops it before its first instruction.
 
     `terminal` is the descriptor of a terminal that becomes the program's standard streams and controlling terminal;
-    without it the program has the caller's streams. Raises NoSuchProgram or AgentFailed.
+    without it the program has the caller's streams. `keep_orphans`: see `GatedProgram.orphans`. Raises NoSuchProgram or AgentFailed.
     """
     device = frida.get_local_device()
     ready, ready_write = os.pipe()
@@ -101,7 +129,7 @@ def launch(path: str, argv: Sequence[str], *, terminal: int | None = None) -> Ga
     keeper = subprocess.Popen(
         [
             *(sys.executable, "-I", "-S", "-c", _KEEPER, str(ready_write), str(go_read), str(status_write)),
-            *("1" if terminal is not None else "0", path, *argv),
+            *("1" if terminal is not None else "0", "1" if keep_orphans else "0", path, *argv),
         ],
         pass_fds=(ready_write, go_read, status_write),
         stdin=terminal,

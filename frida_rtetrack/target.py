@@ -166,5 +166,6 @@ class Target:
             return
         if self.gated is not None and self.is_gone():
             self.gated.wait_status()
+            self.gated.close()
         os.close(self._pidfd)
         self._pidfd = -1

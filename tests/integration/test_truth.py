@@ -224,7 +224,7 @@ def test_forked_children_are_followed_when_asked_for(runner: Runner, engine: str
 LAUNCHERS = {
     "exec": '#!/bin/sh\nexec nice "$@"\n',
     "child": '#!/bin/bash\nls / > /dev/null\n"$@" | cat\nexit ${PIPESTATUS[0]}\n',
-    "background": '#!/bin/bash\n(sleep 0.3; exec "$@") &\n',
+    "background": '#!/bin/bash\n(sleep 1; exec "$@") &\n',
     "vfork": "#!/usr/bin/env python3\nimport subprocess, sys\nsys.exit(subprocess.run(sys.argv[1:]).returncode)\n",
 }
 
