@@ -14,7 +14,7 @@ from frida_rtetrack.errors import AgentFailed, AgentTimeout, TargetEnded
 
 CALL_SECONDS = 20.0
 SESSION_OPTIONS: dict[str, str] = {}
-"""Frida must not touch the program's handling of its own faults: a SIGSEGV that it raises kills it as it would bare."""
+"""For every attach. Not `exceptor: "off"`: Frida's own guarded reads would crash the program (see native/faults.c)."""
 _HERE = Path(__file__).parent
 _INCLUDE = re.compile(r'^#include "([^"]+)".*\n', re.MULTILINE)
 

@@ -114,9 +114,7 @@ class GatedProgram:
             self._keeper.wait()
 
 
-def launch(
-    path: str, argv: Sequence[str], *, terminal: int | None = None, keep_orphans: bool = False
-) -> GatedProgram:
+def launch(path: str, argv: Sequence[str], *, terminal: int | None = None, keep_orphans: bool = False) -> GatedProgram:
     """Starts `path` with `argv` (argv[0] included) in a session of its own and stops it before its first instruction.
 
     `terminal` is the descriptor of a terminal that becomes the program's standard streams and controlling terminal;

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,7 +11,8 @@ from typing import Any
 import frida
 import pytest
 
-NATIVE = Path(__file__).parents[2] / "frida_rtetrack" / "native"
+from frida_rtetrack.agentlink import native_source
+
 PROGRAM = Path(__file__).parents[1] / "native" / "looping.c"
 
 HOOK = """
@@ -135,12 +135,8 @@ rpc.exports = {
 
 
 def unwinder_source() -> str:
-    """unwind.c with its headers put in, as CModule takes only one text."""
-    source = (NATIVE / "unwind.c").read_text()
-    for name in ("unwind.h", "session.h"):
-        header = (NATIVE / name).read_text()
-        source = re.sub(rf'#include "{name}".*', header.replace("\\", r"\\"), source)
-    return source
+    """unwind.c as one text, as CModule takes only one."""
+    return native_source("unwind.c")
 
 
 @pytest.fixture(params=["-O2", "-O0"])
