@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,3 +26,29 @@ def module_runner(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> I
     runner = Runner(tmp_path_factory.mktemp("shared"), programs)
     yield runner
     runner.close()
+
+
+HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
+
+
+@pytest.fixture(scope="module")
+def hugepages() -> Iterator[None]:
+    """At least 128 free hugepages and a mount for them; given back afterwards."""
+    if os.geteuid() != 0:
+        pytest.skip("hugepages need root")
+    before = HUGEPAGES.read_text()
+    try:
+        HUGEPAGES.write_text(str(max(int(before), 160)))
+    except OSError as error:
+        pytest.skip(f"no hugepages can be had here: {error}")
+    mounted = not os.path.ismount("/dev/hugepages")
+    if mounted:
+        os.makedirs("/dev/hugepages", exist_ok=True)
+        subprocess.run(["mount", "-t", "hugetlbfs", "nodev", "/dev/hugepages"], check=True)
+    free = int(re.search(r"HugePages_Free:\s+(\d+)", Path("/proc/meminfo").read_text())[1])  # type: ignore[index]
+    if free < 64:
+        pytest.skip(f"only {free} hugepages are free")
+    yield
+    if mounted:
+        subprocess.run(["umount", "/dev/hugepages"])
+    HUGEPAGES.write_text(before)

@@ -9,25 +9,11 @@ import os
 import signal
 import time
 
-from tracked import Runner
+from tracked import Accusations, Runner
 
-from frida_rtetrack import Host, Observer, Options
-from frida_rtetrack.badfree import BadFreeReport
+from frida_rtetrack import Host, Options
 
 SECONDS = float(os.environ.get("RTETRACK_STRESS_SECONDS", "20"))
-
-
-class Silence(Observer):
-    """Whatever the host has to say is a failure."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def bad_free(self, report: BadFreeReport) -> None:
-        self.said.append(f"{report.kind} {report.address:#x}: {report.detail}")
-
-    def problem(self, text: str) -> None:
-        self.said.append(text)
 
 
 def test_nothing_is_lost_accused_or_broken_while_threads_libraries_children_and_signals_come_and_go(
@@ -41,7 +27,7 @@ def test_nothing_is_lost_accused_or_broken_while_threads_libraries_children_and_
     program.send_signal(signal.SIGUSR2)
     time.sleep(0.2)
     while time.monotonic() < deadline:
-        observer = Silence()
+        observer = Accusations()
         with Host.attach(program.pid, Options(engine=engine, dump_on_bad_free=False), observer) as host:
             program.send_signal(signal.SIGUSR1)
             host.wait(0.5)

@@ -7,8 +7,9 @@ import os
 import re
 import shutil
 import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -106,41 +107,64 @@ def test_its_locked_memory_grows_by_little(runner: Runner) -> None:
     assert resident_kib(program.pid) - before < 40 * 1024
 
 
-def test_testpmd_and_the_tracking_agree_at_every_step_of_its_ports(runner: Runner) -> None:
-    words = [
-        "--no-huge",
-        "-m",
-        "256",
-        "--no-pci",
-        "--no-telemetry",
-        "--no-shconf",
-        "--file-prefix",
-        f"steps{os.getpid()}",
-    ]
-    words += ["--vdev", "net_null0", "--vdev", "net_null1", "--", "-i", "--total-num-mbufs=2048", "--no-mlockall"]
-    pmd = runner.start("dpdk-testpmd", *words)
+STEPS = (
+    "stop",
+    "port stop all",
+    "port close 0",
+    "port attach net_null7",
+    "port start all",
+    "start",
+    "stop",
+    "port stop all",
+    "port close 1",
+    "port detach 2",
+    "port attach net_null8",
+)
+
+
+def step_words(*memory: str) -> list[str]:
+    words = [*memory, "--no-pci", "--no-telemetry", "--file-prefix", f"t{os.getpid()}", "--vdev", "net_null0"]
+    return [*words, "--vdev", "net_null1", "--", "-i", "--total-num-mbufs=2048", "--no-mlockall"]
+
+
+def check_steps(host: Host, tell: Callable[[str], None]) -> None:
+    for command in STEPS:
+        tell(command)
+        time.sleep(0.7)
+        difference = host.verify()
+        assert difference is not None
+        assert not difference, f"after {command}: {difference}"
+    tell("quit")
+    assert host.wait(30)
+    assert host.bad_frees == []
+    assert host.lost == 0
+
+
+def test_attached_the_tracking_agrees_with_dpdk_at_every_step_of_its_ports(runner: Runner) -> None:
+    pmd = runner.start("dpdk-testpmd", *step_words("--no-huge", "--no-shconf", "-m", "256"))
     time.sleep(4)
     pmd.tell("start")
     with Host.attach(pmd.pid, Options(dump_on_bad_free=False)) as host:
-        for command in (
-            "stop",
-            "port stop all",
-            "port close 0",
-            "port attach net_null7",
-            "port start all",
-            "start",
-            "stop",
-            "port stop all",
-            "port close 1",
-            "port attach net_null8",
-        ):
-            pmd.tell(command)
-            time.sleep(0.7)
-            difference = host.verify()
-            assert difference is not None
-            assert not difference, f"after {command}: {difference}"
-        pmd.tell("quit")
-        assert host.wait(30)
-    assert host.bad_frees == []
-    assert host.lost == 0
+        check_steps(host, pmd.tell)
     assert pmd.wait() == 0
+
+
+def test_spawned_with_hugepages_the_tracking_agrees_with_dpdk_at_every_step_of_its_ports(hugepages: None) -> None:
+    shown, terminal = os.openpty()
+    reader = threading.Thread(target=read_all, args=(shown,), daemon=True)  # or it would stop at a full terminal
+    reader.start()
+    options = Options(dump_on_bad_free=False, verify=True)
+    with Host.spawn(["dpdk-testpmd", *step_words("-m", "128")], options, terminal=terminal) as host:
+        time.sleep(6)
+        os.write(shown, b"start\n")
+        check_steps(host, lambda command: os.write(shown, command.encode() + b"\n") and None)
+        ending = host.wait_for_exit()
+    assert (ending.exit_status, ending.why) == (0, "exited")
+    assert host.tracking.totals.baseline_blocks == 0
+    os.close(terminal)
+
+
+def read_all(descriptor: int) -> None:
+    with contextlib.suppress(OSError):
+        while os.read(descriptor, 4096):
+            pass

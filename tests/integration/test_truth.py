@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tracked import Runner, functions
+from tracked import Accusations, Runner, functions
 
-from frida_rtetrack import Host, Observer, Options
+from frida_rtetrack import Host, Options
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = int(os.environ.get("RTETRACK_TEST_ROUNDS", "10"))
@@ -184,19 +184,6 @@ def test_a_stripped_static_program_says_what_to_do_and_works_with_symbol(runner:
     assert told.summary["verify"] == {"missing": [], "unexpected": []}
 
 
-class Accusations(Observer):
-    """Collects what the host says."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def bad_free(self, report: Any) -> None:
-        self.said.append(f"{report.kind} {report.address:#x} {report.detail}")
-
-    def problem(self, text: str) -> None:
-        self.said.append(text)
-
-
 def test_attaching_under_full_load_takes_a_right_baseline_every_time(runner: Runner, engine: str) -> None:
     load = runner.start_load(2, seconds=600)
     for _ in range(ROUNDS if engine == "native" else 3):
@@ -250,32 +237,6 @@ def test_a_launcher_that_starts_what_cannot_be_joined_says_so_and_lets_it_run(ru
     tracked.send_signal(signal.SIGTERM)
     tracked.finish()
     assert "is fully static" in tracked.stderr
-
-
-HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
-
-
-@pytest.fixture(scope="module")
-def hugepages() -> Any:
-    """At least 128 free hugepages and a mount for them; given back afterwards."""
-    if os.geteuid() != 0:
-        pytest.skip("secondary processes need hugepages, and those root")
-    before = HUGEPAGES.read_text()
-    try:
-        HUGEPAGES.write_text(str(max(int(before), 160)))
-    except OSError as error:
-        pytest.skip(f"no hugepages can be had here: {error}")
-    mounted = not os.path.ismount("/dev/hugepages")
-    if mounted:
-        os.makedirs("/dev/hugepages", exist_ok=True)
-        subprocess.run(["mount", "-t", "hugetlbfs", "nodev", "/dev/hugepages"], check=True)
-    free = int(re.search(r"HugePages_Free:\s+(\d+)", Path("/proc/meminfo").read_text())[1])  # type: ignore[index]
-    if free < 64:
-        pytest.skip(f"only {free} hugepages are free")
-    yield
-    if mounted:
-        subprocess.run(["umount", "/dev/hugepages"])
-    HUGEPAGES.write_text(before)
 
 
 def start_pair(runner: Runner) -> list[Any]:

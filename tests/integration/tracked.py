@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from frida_rtetrack import Observer
+from frida_rtetrack.badfree import BadFreeReport
 from frida_rtetrack.dump import DumpRow, read_dump
 
 PATIENCE = 60.0
@@ -295,6 +297,19 @@ class Load:
         self.process.send_signal(signal.SIGTERM)
         assert self.process.finish() == 0, self.process.stderr
         return int(self.process.wait_for(r"^total (\d+)$")[1])
+
+
+class Accusations(Observer):
+    """Collects the bad frees and problems that the host tells of."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def bad_free(self, report: BadFreeReport) -> None:
+        self.said.append(f"{report.kind} {report.address:#x}: {report.detail}")
+
+    def problem(self, text: str) -> None:
+        self.said.append(text)
 
 
 def eventually(condition: Callable[[], Any], *, seconds: float = PATIENCE) -> None:
