@@ -28,8 +28,12 @@ NAMES = (
     "red", "sched", "memcpy", "memory", "eal_fs", "errno", "fbarray", "alarm", "atomic", "bitmap", "bpf", "bitops", "byteorder",
     "cksum", "cmdline", "common", "crc", "cycles", "debug", "devargs", "func_reentrancy", "hash_readwrite_func",
     "interrupt", "ipfrag", "ipsec", "kvargs", "lcores", "logs", "mcslock", "per_lcore", "prefetch",
-    "rwlock", "seqlock", "spinlock", "stack_lf", "string", "tailq", "thash", "threads", "ticketlock", "trace", "user_delay_us",
-    "version", "external_mem", "graph", "pdump", "security",
+    "seqlock", "spinlock", "stack_lf", "string", "tailq", "thash", "threads", "ticketlock", "trace", "user_delay_us",
+    "version", "external_mem", "graph", "pdump", "security", "cpuflags", "pflock", "pie", "rwlock_test1", "rwlock_rda",
+    "rwlock_rds_wrm", "rwlock_rde_wro", "eventdev_common", "barrier", "hash_multiwriter", "timer_racecond",
+    "hash_functions", "dmadev", "rawdev", "metrics", "telemetry_json", "link_bonding", "link_bonding_rssconf", "ring_pmd",
+    "event_eth_tx_adapter", "bitratestats", "latencystats", "vdev", "bpf_convert", "rib_slow", "fib_slow",
+    "distributor_perf", "stack_perf", "rand_perf",
 )  # fmt: skip
 
 EXPECTED: dict[str, dict[str, int]] = {}

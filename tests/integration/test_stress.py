@@ -38,7 +38,7 @@ def test_nothing_is_lost_accused_or_broken_while_threads_libraries_children_and_
         assert observer.said == []
         assert host.lost == 0
         assert host.tracking.totals.allocations > 0
-        assert program.alive
+        assert program.alive, ("STATUS", program.finish(), program.stderr)
         rounds += 1
     assert rounds
     program.send_signal(signal.SIGTERM)
