@@ -76,7 +76,11 @@ def limited(call: Callable[[], Any], seconds: float = CALL_SECONDS) -> Any:
     result, error = outcome[0]
     if error is None:
         return result
-    if isinstance(error, (frida.InvalidOperationError, frida.TransportError, frida.ProcessNotFoundError)):
+    if isinstance(error, frida.TimedOutError):
+        raise AgentTimeout(f"Frida waited in vain: {error}.") from error
+    if isinstance(
+        error, (frida.InvalidOperationError, frida.TransportError, frida.ProtocolError, frida.ProcessNotFoundError)
+    ):
         raise TargetEnded(f"The process is gone ({error}).") from error
     if isinstance(error, (frida.RPCException, frida.NotSupportedError)):
         raise AgentFailed(f"The agent failed: {error}") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from frida_rtetrack.agentlink import SESSION_OPTIONS, AgentLink, limited
 from frida_rtetrack.errors import AgentFailed, AgentTimeout, NoSuchProcess, NotLive, RtetrackError
 from frida_rtetrack.launch import GatedProgram
 
+ATTACH_RETRIES = 2
 UNLOAD_SECONDS = 30.0
 REAP_SECONDS = 5.0
 AGENT_GONE_SECONDS = 2.0
@@ -33,6 +35,16 @@ class Ending:
     signal: int | None
     why: str
     """exited, killed, detached, replaced (exec) or gone (ended, but how is not known)."""
+
+
+def _attach(pid: int) -> frida.Session:
+    """Frida sometimes misses the stop of a thread that is in fork: once more, then."""
+    for _ in range(ATTACH_RETRIES):
+        try:
+            return frida.get_local_device().attach(pid, **SESSION_OPTIONS)
+        except frida.TimedOutError:
+            time.sleep(0.1)
+    return frida.get_local_device().attach(pid, **SESSION_OPTIONS)
 
 
 class Target:
@@ -63,7 +75,7 @@ class Target:
     def attach(cls, pid: int) -> Target:
         """Attaches Frida to the running process `pid`. Raises RtetrackError."""
         try:
-            session = limited(lambda: frida.get_local_device().attach(pid, **SESSION_OPTIONS))
+            session = limited(lambda: _attach(pid))
         except frida.ProcessNotFoundError:
             raise NoSuchProcess(f"There is no process {pid}.") from None
         except frida.ProcessNotRespondingError:

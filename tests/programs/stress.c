@@ -1,8 +1,8 @@
 /*
- * Everything at once until SIGTERM: `stress PLUGIN [nofork]`. Two threads allocate and free at changing depth, a third one keeps
- * creating threads that do so and exit, the main thread loads a library that allocates and unloads it (SIGUSR2: no more,
- * SIGUSR1: again), forks children that leave, and a timer interrupts whoever runs. Nothing is planted: at the end everything is freed. Prints
- * "ready", and at the end the number of pairs.
+ * Everything at once until SIGTERM: `stress PLUGIN [nofork] [nothreads]`. Two threads allocate and free at changing depth, a
+ * third one keeps creating threads that do so and exit (nothreads: not), the main thread loads a library that allocates and
+ * unloads it (SIGUSR2: no more, SIGUSR1: again), forks children that leave (nofork: not), and a timer interrupts whoever
+ * runs. Nothing is planted: at the end everything is freed. Prints "ready", and at the end the number of pairs.
  */
 #include <dlfcn.h>
 #include <pthread.h>
@@ -77,7 +77,12 @@ int main(int argc, char **argv) {
     sigaction(SIGUSR1, &on_user, NULL);
     sigaction(SIGUSR2, &on_user, NULL);
     for (int i = 0; i < 2; i++) pthread_create(&threads[i], NULL, steadily, NULL);
-    pthread_create(&threads[2], NULL, keep_creating, NULL);
+    int forks = 1, count = 3;
+    for (int i = 2; i < argc; i++) {
+        if (strcmp(argv[i], "nofork") == 0) forks = 0;
+        if (strcmp(argv[i], "nothreads") == 0) count = 2;
+    }
+    if (count == 3) pthread_create(&threads[2], NULL, keep_creating, NULL);
     setitimer(ITIMER_REAL, &often, NULL);
     printf("ready\n");
     fflush(stdout);
@@ -88,12 +93,12 @@ int main(int argc, char **argv) {
             if (allocate != NULL) rte_free(allocate(100));
             dlclose(plugin);
         }
-        pid_t child = argc > 2 ? -1 : fork();
+        pid_t child = forks ? fork() : -1;
         if (child == 0) _exit(0); /* DPDK's locks may be held in it */
         if (child > 0) waitpid(child, NULL, 0);
         usleep(5000);
     }
-    for (int i = 0; i < 3; i++) pthread_join(threads[i], NULL);
+    for (int i = 0; i < count; i++) pthread_join(threads[i], NULL);
     printf("%lu\n", (unsigned long) pairs_done);
     return 0;
 }
