@@ -108,6 +108,7 @@ class Entries {
 
   // Until it has lasted: Frida was seen to write its jumps anew, from a program's thread that left a JavaScript callback.
   restore() {
+    if (Process.arch !== 'x64') return; // elsewhere the instruction cache would have to be told
     const deadline = Date.now() + 2000;
     for (let quiet = 0; quiet < UNHOOK_GRACE_S && Date.now() < deadline; quiet += UNHOOK_LOOK_S) {
       if (this.restoreOnce()) quiet = 0;
@@ -119,16 +120,22 @@ class Entries {
   restoreOnce() {
     let changed = 0;
     for (const [address, bytes] of this.bytes) {
-      const entry = ptr(address), before = new BigUint64Array(bytes);
-      const words = Array.from(before, word => uint64(word.toString()));
-      if (words.every((word, i) => entry.add(8 * i).readU64().equals(word))) continue;
-      changed++;
-      const page = entry.and(ptr(Process.pageSize - 1).not()), length = entry.add(ENTRY_BYTES).sub(page).toUInt32();
-      if (system.mprotect(page, length, PROT_READ_WRITE_EXEC).value !== 0) continue; // Frida's own way remains
-      for (let i = words.length - 1; i >= 0; i--) entry.add(8 * i).writeU64(words[i]); // a jump of 5 bytes: in one store
-      system.mprotect(page, length, PROT_READ_EXEC);
+      try {
+        changed += this.restoreEntry(ptr(address), Array.from(new BigUint64Array(bytes), word => uint64(word.toString())));
+      } catch (_) {
+        this.bytes.delete(address); // its module is gone
+      }
     }
     return changed;
+  }
+
+  restoreEntry(entry, words) {
+    if (words.every((word, i) => entry.add(8 * i).readU64().equals(word))) return 0;
+    const page = entry.and(ptr(Process.pageSize - 1).not()), length = entry.add(ENTRY_BYTES).sub(page).toUInt32();
+    if (system.mprotect(page, length, PROT_READ_WRITE_EXEC).value !== 0) return 0; // Frida's own way remains
+    for (let i = words.length - 1; i >= 0; i--) entry.add(8 * i).writeU64(words[i]); // a jump of 5 bytes: in one store
+    system.mprotect(page, length, PROT_READ_EXEC);
+    return 1;
   }
 }
 

@@ -40,7 +40,8 @@ class AgentLink:
         """Loads agent.js into `session`; what it sends goes to `on_message`, on a thread of Frida's."""
         self._on_message = on_message
         self._script = limited(lambda: session.create_script((_HERE / "agent.js").read_text(), name="rtetrack"))
-        self._script.on("message", self._receive)
+        self._on_script_message = self._receive  # one object: `off` finds it again
+        self._script.on("message", self._on_script_message)
         limited(self._script.load)
 
     def _receive(self, message: Any, data: Any) -> None:
@@ -56,6 +57,10 @@ class AgentLink:
     def unload(self, seconds: float) -> None:
         """Makes the agent undo everything and leave."""
         limited(self._script.unload, seconds)
+
+    def close(self) -> None:
+        """Hears no more of what the script sends."""
+        self._script.off("message", self._on_script_message)
 
 
 def limited(call: Callable[[], Any], seconds: float = CALL_SECONDS) -> Any:

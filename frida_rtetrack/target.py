@@ -70,6 +70,7 @@ class Target:
         """It called rte_eal_cleanup."""
         self._pidfd = os.pidfd_open(pid)
         self._agent: AgentLink | None = None
+        self._on_detached: Callable[..., None] | None = None
 
     @classmethod
     def attach(cls, pid: int) -> Target:
@@ -94,6 +95,7 @@ class Target:
             self.detached = True
             on_detached(self)
 
+        self._on_detached = detached
         self.session.on("detached", detached)
         self._agent = AgentLink(self.session, lambda message: on_message(self, message))
 
@@ -173,7 +175,13 @@ class Target:
             pass
 
     def close(self) -> None:
-        """Gives the process's descriptor back."""
+        """Gives the process's descriptor back, and takes leave of Frida's objects, which would keep this one alive."""
+        if self._on_detached is not None:
+            self.session.off("detached", self._on_detached)
+            self._on_detached = None
+        if self._agent is not None:
+            self._agent.close()
+            self._agent = None
         if self._pidfd < 0:
             return
         if self.gated is not None and self.is_gone():
