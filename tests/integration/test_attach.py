@@ -140,6 +140,7 @@ def test_kill_9_of_a_host_that_spawned_leaves_the_program_running(runner: Runner
     tracked.wait_for("^said still here$")
 
 
+@pytest.mark.timeout(600)
 def test_attaching_and_leaving_many_times_under_load_neither_crashes_nor_leaks(runner: Runner) -> None:
     load = runner.start_load(2, seconds=600)
     sizes = []

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 from tracked import Runner, foreign_mappings
+
+from frida_rtetrack import Host
 
 ATTACH = """
 import sys
@@ -96,3 +100,13 @@ def test_errors_are_exceptions_and_leave_no_threads(runner: Runner) -> None:
     api = runner.python(path, *arguments)
     assert api.finish() == 0, api.stderr
     assert api.stdout.splitlines() == ["NoDpdk", "NoSuchProcess", "NoSuchProcess", "NoSuchProgram", "left []"]
+
+
+def test_a_host_that_was_closed_and_dropped_gives_its_memory_back(runner: Runner) -> None:
+    program = runner.start_ready("waiter")
+    with Host.attach(program.pid) as host:
+        assert host.hooks
+    dropped = weakref.ref(host)
+    del host
+    gc.collect()
+    assert dropped() is None

@@ -184,6 +184,7 @@ def test_a_stripped_static_program_says_what_to_do_and_works_with_symbol(runner:
     assert told.summary["verify"] == {"missing": [], "unexpected": []}
 
 
+@pytest.mark.timeout(600)
 def test_attaching_under_full_load_takes_a_right_baseline_every_time(runner: Runner, engine: str) -> None:
     load = runner.start_load(2, seconds=600)
     for _ in range(ROUNDS if engine == "native" else 3):
