@@ -179,7 +179,7 @@ class _Run:
                 host.send_signal(number)
             else:
                 self._interrupts += 1
-                host.send_signal(signal.SIGINT if self._interrupts == 1 else signal.SIGKILL)
+                host.interrupt() if self._interrupts == 1 else host.kill()
 
     def _take_early_signals(self) -> None:
         """Does what signals asked for that came before there was a host."""

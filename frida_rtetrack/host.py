@@ -428,7 +428,9 @@ class Host:
         try:
             held = execgate.hold(pid, lambda: self._memory.let_exec_go(entry))
             try:
-                self._add(Target.attach(pid), executed=True)
+                target = Target.attach(pid)
+                target.ours = self._targets[0].ours
+                self._add(target, executed=True)
             finally:
                 execgate.release(held)
         except (execgate.NotHeld, RtetrackError, OSError) as error:
@@ -778,17 +780,32 @@ class Host:
         self._left.set()
 
     def end(self, patience_seconds: float = 5.0) -> None:
-        """Ends the target: SIGTERM, and SIGKILL if it is still there after `patience_seconds`."""
-        try:
-            self.send_signal(signal.SIGTERM)
-            if not self._targets[0].wait_gone(patience_seconds):
-                self.kill()
-        except NotLive:
-            pass
+        """Ends the target, and what it executed: SIGTERM, and SIGKILL if it is still there after `patience_seconds`."""
+        deadline = time.monotonic() + patience_seconds
+        for target in {
+            target.pid: target for target in self._to_be_ended()
+        }.values():  # one that executed is there twice
+            target.try_signal(signal.SIGTERM)
+        if not all(target.wait_gone(max(deadline - time.monotonic(), 0)) for target in self._to_be_ended()):
+            for target in self._to_be_ended():
+                target.try_signal(signal.SIGKILL)
+
+    def interrupt(self) -> None:
+        """Sends SIGINT to the target and to what it executed, as a terminal's Ctrl-C reaches all. Raises NotLive."""
+        self.send_signal(signal.SIGINT)
+        for target in self._to_be_ended():
+            if target.pid != self.pid:
+                target.try_signal(signal.SIGINT)
 
     def kill(self) -> None:
-        """Kills the target (SIGKILL)."""
+        """Kills the target (SIGKILL), and what it executed."""
         self.send_signal(signal.SIGKILL)
+        for target in self._to_be_ended():
+            target.try_signal(signal.SIGKILL)
+
+    def _to_be_ended(self) -> list[Target]:
+        """The target, and the programs that a spawned one executed (--follow-fork)."""
+        return [target for target in self._targets if target.ours or target is self._targets[0]]
 
     def send_signal(self, number: int) -> None:
         """Sends a signal to the (first) target. Raises NotLive where it is gone."""
@@ -1033,8 +1050,8 @@ class Host:
         self.baseline()
 
     def _ask(self, method: str, *arguments: Any) -> Any:
-        """Calls the first agent that is still there. Raises NotLive if none is."""
-        for target in self._targets:
+        """Calls the first agent that is still there, of those that found DPDK if any did. Raises NotLive if none is."""
+        for target in sorted(self._targets, key=lambda target: not target.hooks):
             if target.is_tracked and not target.cleaned_up:
                 try:
                     return target.call(method, *arguments)

@@ -58,6 +58,8 @@ class Target:
         self.argv = argv
         self.session = session
         self.gated = gated
+        self.ours = gated is not None
+        """Started by us, or by what we started."""
         self.number = 0
         """Index in the session memory's process table."""
         self.hooks: list[dict[str, str]] = []
@@ -167,12 +169,16 @@ class Target:
         if self._pidfd >= 0:
             select.select([self._pidfd], [], [])
 
-    def end_launched(self) -> None:
-        """Kills a launched program that cannot be tracked."""
+    def try_signal(self, number: int) -> None:
+        """Sends a signal if it is still there."""
         try:
-            self.send_signal(signal.SIGKILL)
+            self.send_signal(number)
         except NotLive:
             pass
+
+    def end_launched(self) -> None:
+        """Kills a launched program that cannot be tracked."""
+        self.try_signal(signal.SIGKILL)
 
     def close(self) -> None:
         """Gives the process's descriptor back, and takes leave of Frida's objects, which would keep this one alive."""
