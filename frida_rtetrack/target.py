@@ -38,11 +38,11 @@ class Ending:
 
 
 def _attach(pid: int) -> frida.Session:
-    """Frida sometimes misses the stop of a thread that is in fork: once more, then."""
+    """Frida sometimes misses the stop of a thread that is in fork, or loses a connection that has just begun: once more."""
     for _ in range(ATTACH_RETRIES):
         try:
             return frida.get_local_device().attach(pid, **SESSION_OPTIONS)
-        except frida.TimedOutError:
+        except (frida.TimedOutError, frida.TransportError, frida.ProtocolError):
             time.sleep(0.1)
     return frida.get_local_device().attach(pid, **SESSION_OPTIONS)
 
