@@ -12,6 +12,7 @@ const STACK_END = { MAX_FRAMES: 1, UNKNOWN_END: 5 };
 const SOCKET_ANY = -1;
 const PORTABLE_FRAMES = 16; // GUM_MAX_BACKTRACE_DEPTH
 const FIRST_EXTERNAL_SOCKET = 256; // EXTERNAL_HEAP_MIN_SOCKET_ID, malloc_heap.h
+const NEAR_JUMP_BYTES = 5;
 const ENTRY_BYTES = 16; // the longest redirect that Frida writes on x86-64 and arm64
 const UNHOOK_LOOK_S = 0.01;
 const UNHOOK_GRACE_S = 0.1; // for a thread between a hooked function's entry and the hook
@@ -131,12 +132,17 @@ class Entries {
 
   restoreEntry(entry, words) {
     if (words.every((word, i) => entry.add(8 * i).readU64().equals(word))) return 0;
-    const page = entry.and(ptr(Process.pageSize - 1).not()), length = entry.add(ENTRY_BYTES).sub(page).toUInt32();
-    if (system.mprotect(page, length, PROT_READ_WRITE_EXEC).value !== 0) return 0; // Frida's own way remains
-    for (let i = words.length - 1; i >= 0; i--) entry.add(8 * i).writeU64(words[i]); // a jump of 5 bytes: in one store
-    system.mprotect(page, length, PROT_READ_EXEC);
-    return 1;
+    return writeCode(entry, words); // if not, Frida's own way remains
   }
+}
+
+// Writes 64-bit words (the last one first) over code at `address`, each in one store. Returns 1, or 0 where it is not allowed.
+function writeCode(address, words) {
+  const page = address.and(ptr(Process.pageSize - 1).not()), length = address.add(8 * words.length).sub(page).toUInt32();
+  if (system.mprotect(page, length, PROT_READ_WRITE_EXEC).value !== 0) return 0;
+  for (let i = words.length - 1; i >= 0; i--) address.add(8 * i).writeU64(words[i]);
+  system.mprotect(page, length, PROT_READ_EXEC);
+  return 1;
 }
 
 // ---- the engines ----
@@ -415,19 +421,22 @@ class NativeEngine {
   hook(name, address, optimized) {
     const { api } = FUNCTIONS[name];
     const replacement = this.session.code['hook_' + name];
+    const setOriginal = original => this.session.originals.add(8 * ORIGINALS.indexOf(name)).writePointer(original);
+    const throughFrida = how => {
+      setOriginal(Interceptor.replaceFast(how, replacement)); // takes effect at the next flush
+      this.replaced.push(address);
+    };
     const ways = [
-      ['near', () => Interceptor.replaceFast(this.nearRedirect(address, replacement), replacement)],
-      ['far', () => Interceptor.replaceFast(address, replacement)],
+      ['near', () => this.redirect(address, replacement, setOriginal)],
+      ['near', () => throughFrida(this.nearRedirect(address, replacement))],
+      ['far', () => throughFrida(address)],
     ];
     for (const [how, replace] of ways.filter(([how]) => !optimized && this.session.options.hookWays.includes(how))) {
-      let original;
       try {
-        original = replace();
+        replace();
       } catch (_) {
         continue;
       }
-      this.session.originals.add(8 * ORIGINALS.indexOf(name)).writePointer(original);
-      this.replaced.push(address);
       return how;
     }
     if (name === 'rte_eal_cleanup') { // its return must stay untouched: what it frees is unwound through it
@@ -441,6 +450,38 @@ class NativeEngine {
     this.listeners.push(Interceptor.attach(address,
       { onEnter: this.session.code.listener_enter, onLeave: this.session.code.listener_leave }, ptr(api)));
     return 'attach';
+  }
+
+  // A jump of 5 bytes, written in one store: no thread ever runs into half of it, as it may where Frida writes it. The
+  // instructions that it overwrites are run elsewhere, before a jump to those that follow them: that is the original.
+  // Session.entries takes it back. Throws where the function does not allow it.
+  redirect(target, replacement, setOriginal) {
+    const word = target.and(ptr(7).not()), offset = target.sub(word).toUInt32();
+    if (offset + NEAR_JUMP_BYTES > 8) throw new Error('the jump would lie across two words');
+    const stub = Memory.alloc(Process.pageSize, { near: target, maxDistance: 0x70000000 });
+    this.stubs.push(stub);
+    const original = stub.add(64);
+    Memory.patchCode(stub, 256, code => {
+      const jump = new X86Writer(code, { pc: stub });
+      jump.putJmpAddress(replacement);
+      jump.flush();
+      const moved = new X86Writer(code.add(64), { pc: original });
+      const relocator = new X86Relocator(target, moved);
+      let bytes = 0;
+      while (bytes < NEAR_JUMP_BYTES) {
+        const read = relocator.readOne();
+        if (read === 0) throw new Error('the function is too short');
+        bytes = read;
+      }
+      relocator.writeAll();
+      if (!relocator.eoi) moved.putJmpAddress(target.add(bytes));
+      moved.flush();
+    });
+    setOriginal(original);
+    const bytes = new Uint8Array(word.readByteArray(8));
+    bytes[offset] = 0xe9;
+    new DataView(bytes.buffer).setInt32(offset + 1, stub.sub(target.add(NEAR_JUMP_BYTES)).toInt32(), true);
+    if (!writeCode(word, [uint64(new BigUint64Array(bytes.buffer)[0].toString())])) throw new Error('the code cannot be written');
   }
 
   nearRedirect(target, replacement) {
