@@ -461,6 +461,7 @@ class NativeEngine {
     const stub = Memory.alloc(Process.pageSize, { near: target, maxDistance: 0x70000000 });
     this.stubs.push(stub);
     const original = stub.add(64);
+    let whole = false; // what is thrown inside of patchCode gets lost
     Memory.patchCode(stub, 256, code => {
       const jump = new X86Writer(code, { pc: stub });
       jump.putJmpAddress(replacement);
@@ -470,13 +471,15 @@ class NativeEngine {
       let bytes = 0;
       while (bytes < NEAR_JUMP_BYTES) {
         const read = relocator.readOne();
-        if (read === 0) throw new Error('the function is too short');
+        if (read === 0) return;
         bytes = read;
       }
       relocator.writeAll();
       if (!relocator.eoi) moved.putJmpAddress(target.add(bytes));
       moved.flush();
+      whole = true;
     });
+    if (!whole) throw new Error('the function is too short');
     setOriginal(original);
     const bytes = new Uint8Array(word.readByteArray(8));
     bytes[offset] = 0xe9;

@@ -17,14 +17,11 @@ from frida_rtetrack import Host, Options
 SECONDS = float(os.environ.get("RTETRACK_STRESS_SECONDS", "20"))
 
 
-# Attaching and detaching, without any script, kills this program within some ten rounds if it creates threads and forks
-# at the same time (Frida 17.26; README, Limits): one of the two at a time.
-@pytest.mark.parametrize("without", ["nofork", "nothreads"])
-def test_nothing_is_lost_accused_or_broken_while_threads_libraries_children_and_signals_come_and_go(
-    runner: Runner, without: str
-) -> None:
-    program = runner.start_ready("stress", runner.program("plugin.so"), without)
-    deadline = time.monotonic() + SECONDS / 2
+# Without forks: attaching and detaching, without any script, kills this program within some ten rounds if it creates threads
+# and forks at the same time, and does not get in now and then while it forks (Frida 17.26; README, Limits).
+def test_nothing_is_lost_accused_or_broken_while_threads_libraries_and_signals_come_and_go(runner: Runner) -> None:
+    program = runner.start_ready("stress", runner.program("plugin.so"), "nofork")
+    deadline = time.monotonic() + SECONDS
     rounds = 0
     # Frida's own attach hangs now and then, with an empty script too, while libraries are unloaded: not at that moment.
     program.send_signal(signal.SIGUSR2)
