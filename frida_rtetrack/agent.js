@@ -679,11 +679,12 @@ class Session {
     if (this.observer !== undefined) keepLoaded(module);
     const hooked = [];
     const taken = new Set();
-    const { functions, optimized } = this.functionsOf(module);
+    const { functions: found, optimized } = this.functionsOf(module);
+    const functions = found.filter(([, address]) => address !== null); // absent in this version
+    functions.forEach(([, address]) => this.entries.save(address)); // all before any is hooked: they may be close together
     for (const [name, address] of functions) {
-      if (address === null || taken.has(address.toString())) continue; // absent in this version, or two names of one function
+      if (taken.has(address.toString())) continue; // two names of one function
       taken.add(address.toString());
-      this.entries.save(address);
       const how = this.engine.hook(name, address, optimized);
       if (how !== null) hooked.push({ function: name, module: module.path, address: address.toString(), how });
     }

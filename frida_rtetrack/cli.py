@@ -170,7 +170,7 @@ class _Run:
         if host is None:  # still being spawned or attached to
             self._early_signals.append(number)
             return
-        with contextlib.suppress(NotLive):
+        try:
             if number == signal.SIGRTMIN:
                 host.dump_soon("SIGRTMIN to rtetrack-frida")
             elif not self._spawned:
@@ -180,6 +180,8 @@ class _Run:
             else:
                 self._interrupts += 1
                 host.interrupt() if self._interrupts == 1 else host.kill()
+        except NotLive:  # nothing of ours is left; what a launcher left behind is not waited for any longer
+            host.leave()
 
     def _take_early_signals(self) -> None:
         """Does what signals asked for that came before there was a host."""

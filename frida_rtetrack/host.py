@@ -782,34 +782,37 @@ class Host:
     def end(self, patience_seconds: float = 5.0) -> None:
         """Ends the target, and what it executed: SIGTERM, and SIGKILL if it is still there after `patience_seconds`."""
         deadline = time.monotonic() + patience_seconds
-        for target in {
-            target.pid: target for target in self._to_be_ended()
-        }.values():  # one that executed is there twice
-            target.try_signal(signal.SIGTERM)
-        if not all(target.wait_gone(max(deadline - time.monotonic(), 0)) for target in self._to_be_ended()):
+        try:
+            self._signal_all(signal.SIGTERM)
             for target in self._to_be_ended():
-                target.try_signal(signal.SIGKILL)
+                target.wait_gone(max(deadline - time.monotonic(), 0))
+            self.kill()
+        except NotLive:
+            pass
 
     def interrupt(self) -> None:
         """Sends SIGINT to the target and to what it executed, as a terminal's Ctrl-C reaches all. Raises NotLive."""
-        self.send_signal(signal.SIGINT)
-        for target in self._to_be_ended():
-            if target.pid != self.pid:
-                target.try_signal(signal.SIGINT)
+        self._signal_all(signal.SIGINT)
 
     def kill(self) -> None:
-        """Kills the target (SIGKILL), and what it executed."""
-        self.send_signal(signal.SIGKILL)
-        for target in self._to_be_ended():
-            target.try_signal(signal.SIGKILL)
-
-    def _to_be_ended(self) -> list[Target]:
-        """The target, and the programs that a spawned one executed (--follow-fork)."""
-        return [target for target in self._targets if target.ours or target is self._targets[0]]
+        """Kills the target (SIGKILL), and what it executed. Raises NotLive where nothing is left of them."""
+        self._signal_all(signal.SIGKILL)
 
     def send_signal(self, number: int) -> None:
-        """Sends a signal to the (first) target. Raises NotLive where it is gone."""
-        self._targets[0].send_signal(number)
+        """Sends a signal to the target, or to what it executed if it is gone. Raises NotLive where nothing is left."""
+        next(iter(self._to_be_ended()), self._targets[0]).send_signal(number)
+
+    def _signal_all(self, number: int) -> None:
+        left = self._to_be_ended()
+        if not left:
+            raise NotLive(f"Process {self.pid} has already ended.")
+        for target in left:
+            target.try_signal(number)
+
+    def _to_be_ended(self) -> list[Target]:
+        """What is left of the target and of the programs that a spawned one executed (--follow-fork), each once."""
+        candidates = [target for target in self._targets if target.ours or target is self._targets[0]]
+        return list({target.pid: target for target in candidates if not target.is_gone()}.values())
 
     def close(self) -> None:
         """Detaches if that was not done, and gives everything back. What was recorded can still be asked for."""

@@ -2,7 +2,7 @@
  * The native engine's hooks (x86-64 Linux): each stands in for one of DPDK's functions, calls the original, and appends
  * the event with its exact stack. They run on the program's threads: see the rules at the top of session.c.
  *
- * agent.js lets a hook replace its function (Interceptor.replaceFast); where a function is too short for any redirect,
+ * agent.js redirects a function to its hook (class NativeEngine); where a function is too short for any redirect,
  * listener_enter and listener_leave at the end do the same from Interceptor.attach.
  */
 #include "agent.h"

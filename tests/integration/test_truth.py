@@ -7,11 +7,12 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tracked import Accusations, Runner, functions
+from tracked import Accusations, Runner, eventually, functions
 
 from frida_rtetrack import Host, Options
 
@@ -230,6 +231,33 @@ def test_the_program_that_a_launcher_executes_is_tracked_from_its_start(
     assert direct.wait() == launched.wait() == 0
     assert essence(launched.summary) == essence(direct.summary)
     assert "Traceback" not in launched.stderr
+
+
+@pytest.mark.parametrize("how", ["executes", "only forks"])
+def test_ctrl_c_reaches_what_a_launcher_left_behind_or_ends_the_waiting_for_it(
+    runner: Runner, how: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "launcher"
+    script.write_text(
+        "#!/usr/bin/env python3\nimport os, subprocess, sys, time\n"
+        "if sys.argv[1:]:\n    left = subprocess.Popen(sys.argv[1:]).pid\n"
+        "else:\n    left = os.fork()\n    if left == 0:\n        time.sleep(100)\n"
+        "print('left behind', left, 'by', os.getpid(), flush=True)\nos._exit(0)\n"
+    )
+    script.chmod(0o755)
+    words = [runner.program("waiter")] if how == "executes" else []
+    tracked = runner.spawn(str(script), *words, options=["--follow-fork"])
+    left, launcher = map(int, tracked.wait_for(r"^left behind (\d+) by (\d+)$").groups())
+    if how == "executes":
+        tracked.wait_for("^ready$")
+    eventually(lambda: not Path(f"/proc/{launcher}/exe").exists())
+    time.sleep(0.5)
+    assert tracked.alive
+    tracked.send_signal(signal.SIGINT)
+    assert tracked.finish() == 0, tracked.stderr
+    if how == "only forks":  # it was never ours to signal
+        os.kill(left, signal.SIGKILL)
+    eventually(lambda: not Path(f"/proc/{left}/exe").exists())
 
 
 def test_a_launcher_that_starts_what_cannot_be_joined_says_so_and_lets_it_run(runner: Runner) -> None:
