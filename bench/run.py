@@ -183,9 +183,9 @@ def drained() -> dict[str, object]:
     """Events a second through ring and tracking map alone, with the events already there."""
     import numpy as np
 
-    from frida_rtetrack.events import EVENT_DTYPE, Kind
-    from frida_rtetrack.ring import BATCH_EVENTS
-    from frida_rtetrack.tracking import TrackingMap
+    from frida_rtetrack.stream.events import EVENT_DTYPE, Kind
+    from frida_rtetrack.stream.ring import BATCH_EVENTS
+    from frida_rtetrack.tracking.map import TrackingMap
 
     batch = np.zeros(BATCH_EVENTS, EVENT_DTYPE)
     batch["kind"][0::2], batch["kind"][1::2] = Kind.ALLOCATED, Kind.FREED

@@ -7,12 +7,12 @@
 ...         print(bad.kind, hex(bad.address))
 """
 
-from frida_rtetrack.badfree import BadFreeReport
 from frida_rtetrack.errors import RtetrackError
 from frida_rtetrack.host import VERSION as __version__
 from frida_rtetrack.host import Host, Observer, Options, Stats
-from frida_rtetrack.summary import Summary
-from frida_rtetrack.tracking import BadFreeKind, Block, TrackingMap
+from frida_rtetrack.reports.summary import Summary
+from frida_rtetrack.tracking.badfree import BadFreeReport
+from frida_rtetrack.tracking.map import BadFreeKind, Block, TrackingMap
 
 __all__ = [
     "BadFreeKind",

@@ -24,12 +24,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frida_rtetrack import badfree, execgate, process, summary
-from frida_rtetrack.addressspace import HeapRegion
-from frida_rtetrack.agentlink import native_source
-from frida_rtetrack.badfree import BadFreeReport, Circumstances
-from frida_rtetrack.dpdksymbols import from_debug_file, parse_symbols
-from frida_rtetrack.dump import DumpError, write_dump
 from frida_rtetrack.errors import (
     AgentFailed,
     BadUsage,
@@ -39,14 +33,22 @@ from frida_rtetrack.errors import (
     RtetrackError,
     TargetEnded,
 )
-from frida_rtetrack.events import FINAL_BASELINE, SIZE_BITS, SIZE_MASK, EventBatch, Kind, Mark, threads
-from frida_rtetrack.heap import HeapDifference, HeapSnapshot
-from frida_rtetrack.launch import launch
-from frida_rtetrack.names import BASELINE_LABEL, Names
-from frida_rtetrack.ring import RingReader, SessionMemory
-from frida_rtetrack.summary import CallSite, Summary
-from frida_rtetrack.target import UNLOAD_SECONDS, Ending, Target
-from frida_rtetrack.tracking import BadFree, BadFreeKind, Lookup, TrackingMap
+from frida_rtetrack.reports import summary
+from frida_rtetrack.reports.dump import DumpError, write_dump
+from frida_rtetrack.reports.summary import CallSite, Summary
+from frida_rtetrack.stream.events import FINAL_BASELINE, SIZE_BITS, SIZE_MASK, EventBatch, Kind, Mark, threads
+from frida_rtetrack.stream.ring import RingReader, SessionMemory
+from frida_rtetrack.symbols.dpdk import from_debug_file, parse_symbols
+from frida_rtetrack.symbols.names import BASELINE_LABEL, Names
+from frida_rtetrack.target import execgate, process
+from frida_rtetrack.target.addressspace import HeapRegion
+from frida_rtetrack.target.agentlink import native_source
+from frida_rtetrack.target.launch import launch
+from frida_rtetrack.target.target import UNLOAD_SECONDS, Ending, Target
+from frida_rtetrack.tracking import badfree
+from frida_rtetrack.tracking.badfree import BadFreeReport, Circumstances
+from frida_rtetrack.tracking.heap import HeapDifference, HeapSnapshot
+from frida_rtetrack.tracking.map import BadFree, BadFreeKind, Lookup, TrackingMap
 
 DEFAULT_DUMP_PATH = Path("/tmp/rteMallocTrackMapDump.txt")
 ENGINES = ("auto", "native", "portable")

@@ -12,10 +12,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from frida_rtetrack.badfree import BadFreeReport
 from frida_rtetrack.host import Observer
 from frida_rtetrack.reporters import text
-from frida_rtetrack.target import Ending
+from frida_rtetrack.target.target import Ending
+from frida_rtetrack.tracking.badfree import BadFreeReport
 
 SHOWN_PER_SITE = 100
 

@@ -9,12 +9,12 @@ import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from frida_rtetrack.badfree import BadFreeReport
-from frida_rtetrack.heap import HeapDifference
-from frida_rtetrack.names import Names, Stack, Thread
-from frida_rtetrack.summary import CallSite, Leaks, Summary
-from frida_rtetrack.symbols import Frame
-from frida_rtetrack.tracking import BadFreeKind
+from frida_rtetrack.reports.summary import CallSite, Leaks, Summary
+from frida_rtetrack.symbols.names import Names, Stack, Thread
+from frida_rtetrack.symbols.symbolizer import Frame
+from frida_rtetrack.tracking.badfree import BadFreeReport
+from frida_rtetrack.tracking.heap import HeapDifference
+from frida_rtetrack.tracking.map import BadFreeKind
 
 if TYPE_CHECKING:
     from frida_rtetrack.host import Stats

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tracked import Runner, Tracked
 
-from frida_rtetrack.dump import split_frames
+from frida_rtetrack.reports.dump import split_frames
 
 FRAME = re.compile(r".+\(.*\+0x[0-9a-f]+\) \[0x[0-9a-f]+\]$", re.DOTALL)
 HOSTILE = {

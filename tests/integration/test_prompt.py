@@ -15,7 +15,7 @@ import pexpect
 import pytest
 from tracked import Process, Runner, eventually, foreign_mappings
 
-from frida_rtetrack.dump import read_dump
+from frida_rtetrack.reports.dump import read_dump
 
 PROMPT = "rtetrack>"
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[()][A-Z0-9]|\r")

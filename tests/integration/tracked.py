@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from frida_rtetrack import Observer
-from frida_rtetrack.badfree import BadFreeReport
-from frida_rtetrack.dump import DumpRow, read_dump
+from frida_rtetrack.reports.dump import DumpRow, read_dump
+from frida_rtetrack.tracking.badfree import BadFreeReport
 
 PATIENCE = 60.0
 """Seconds after which a process or a line is given up; far more than a busy machine needs."""

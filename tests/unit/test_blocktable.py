@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from frida_rtetrack import blocktable
-from frida_rtetrack.blocktable import Block, BlockTable, Freed, Origin
+from frida_rtetrack.tracking import blocktable
+from frida_rtetrack.tracking.blocktable import Block, BlockTable, Freed, Origin
 
 CACHE_LINE = 64
 

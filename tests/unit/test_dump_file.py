@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from frida_rtetrack.dump import DumpError, DumpRow, read_dump, split_frames, write_dump
+from frida_rtetrack.reports.dump import DumpError, DumpRow, read_dump, split_frames, write_dump
 
 BLOCK_DTYPE = np.dtype(
     [("address", "<u8"), ("size_bytes", "<u8"), ("label", "<u4"), ("stack", "<u4"), ("thread", "<u2")]

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frida_rtetrack import events
-from frida_rtetrack.events import Api, Kind, Mark, StackEnd
-from frida_rtetrack.ring import RingReader, SessionMemory
+from frida_rtetrack.stream import events
+from frida_rtetrack.stream.events import Api, Kind, Mark, StackEnd
+from frida_rtetrack.stream.ring import RingReader, SessionMemory
 
 SOURCE = Path(__file__).resolve().parents[1] / "native" / "session_check.c"
 

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frida_rtetrack.demangle import demangle
-from frida_rtetrack.dump import split_frames
-from frida_rtetrack.elf import ElfError, ElfFile
-from frida_rtetrack.symbols import PAGE_BYTES, Frame, Module, ModuleMap, Symbolizer, format_frame, frame_json
+from frida_rtetrack.reports.dump import split_frames
+from frida_rtetrack.symbols.demangle import demangle
+from frida_rtetrack.symbols.elf import ElfError, ElfFile
+from frida_rtetrack.symbols.symbolizer import PAGE_BYTES, Frame, Module, ModuleMap, Symbolizer, format_frame, frame_json
 
 BASE = 0x7F12_3450_0000
 LIBRTE_EAL = Path("/usr/lib/x86_64-linux-gnu/librte_eal.so.23")

@@ -18,10 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from frida_rtetrack import blocktable
-from frida_rtetrack.events import EVENT_DTYPE, SIZE_BITS, Api, EventBatch, Kind, Mark
-from frida_rtetrack.rules import MEMZONE_APIS
-from frida_rtetrack.tracking import (
+from frida_rtetrack.stream.events import EVENT_DTYPE, SIZE_BITS, Api, EventBatch, Kind, Mark
+from frida_rtetrack.tracking import blocktable
+from frida_rtetrack.tracking.map import (
     BLOCK_DTYPE,
     BadFree,
     BadFreeKind,
@@ -33,6 +32,7 @@ from frida_rtetrack.tracking import (
     Totals,
     TrackingMap,
 )
+from frida_rtetrack.tracking.rules import MEMZONE_APIS
 
 NOW_NS = 1_000
 A, B, C = 0x1_4000_0000, 0x1_4000_0080, 0x1_4000_0100

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from frida_rtetrack.events import EventBatch, sizes
-from frida_rtetrack.tracking import Block, TrackingMap
+from frida_rtetrack.stream.events import EventBatch, sizes
+from frida_rtetrack.tracking.map import Block, TrackingMap
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from frida_rtetrack.errors import BadUsage
-from frida_rtetrack.summary import Summary
+from frida_rtetrack.reports.summary import Summary
 
 
 def check_writable(path: Path) -> None:

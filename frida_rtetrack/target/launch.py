@@ -16,8 +16,8 @@ from typing import Any
 
 import frida
 
-from frida_rtetrack.agentlink import SESSION_OPTIONS
 from frida_rtetrack.errors import AgentFailed, NoSuchProgram
+from frida_rtetrack.target.agentlink import SESSION_OPTIONS
 
 LAUNCH_SECONDS = 30.0
 

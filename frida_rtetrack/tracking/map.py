@@ -17,9 +17,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from frida_rtetrack.blocktable import BLOCK_DTYPE, Addresses, Block, BlockTable, Freed, FreedBlock, Origin, Rows
-from frida_rtetrack.events import EVENT_DTYPE, SIZE_BITS, SIZE_MASK, EventBatch, Kind, sizes, threads
-from frida_rtetrack.rules import MEMZONE_APIS, BadFree, BadFreeKind, Call, Rules, Totals
+from frida_rtetrack.stream.events import EVENT_DTYPE, SIZE_BITS, SIZE_MASK, EventBatch, Kind, sizes, threads
+from frida_rtetrack.tracking.blocktable import (
+    BLOCK_DTYPE,
+    Addresses,
+    Block,
+    BlockTable,
+    Freed,
+    FreedBlock,
+    Origin,
+    Rows,
+)
+from frida_rtetrack.tracking.rules import MEMZONE_APIS, BadFree, BadFreeKind, Call, Rules, Totals
 
 __all__ = [
     "BLOCK_DTYPE",

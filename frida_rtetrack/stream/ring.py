@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from frida_rtetrack.events import (
+from frida_rtetrack.stream.events import (
     EVENT_DTYPE,
     HEADER_BYTES,
     HEADER_DTYPE,

@@ -18,12 +18,12 @@ from prompt_toolkit.patch_stdout import patch_stdout
 
 from frida_rtetrack.errors import BadUsage, RtetrackError
 from frida_rtetrack.reporters import text
-from frida_rtetrack.tracking import Block, Freed
+from frida_rtetrack.tracking.map import Block, Freed
 
 if TYPE_CHECKING:
+    from frida_rtetrack.commands.terminal import ProgramTerminal
     from frida_rtetrack.host import Host
     from frida_rtetrack.reporters.console import ConsoleReporter
-    from frida_rtetrack.terminal import ProgramTerminal
 
 HISTORY = Path("~/.rtetrack_frida_history")
 ORDERS = ("bytes", "blocks", "oldest")

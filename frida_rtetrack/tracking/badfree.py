@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from frida_rtetrack.events import Api
-from frida_rtetrack.names import Names, Stack, Thread
-from frida_rtetrack.rules import MEMZONE_APIS
-from frida_rtetrack.target import Target
-from frida_rtetrack.tracking import BadFree, BadFreeKind, Block, Freed
+from frida_rtetrack.stream.events import Api
+from frida_rtetrack.symbols.names import Names, Stack, Thread
+from frida_rtetrack.target.target import Target
+from frida_rtetrack.tracking.map import BadFree, BadFreeKind, Block, Freed
+from frida_rtetrack.tracking.rules import MEMZONE_APIS
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The table of blocks: one row an address that is live or was freed, in numpy columns, found through a hash index.
 
-It owns the rows and how they are found; what an event means for a row is tracking.py's business. There is no Python
+It owns the rows and how they are found; what an event means for a row is map.py's business. There is no Python
 object a block: a row costs 77 bytes of columns and 8 to 16 bytes of index, and rows never written cost no memory.
 """
 

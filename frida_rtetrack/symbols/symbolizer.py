@@ -24,9 +24,9 @@ from typing import Any
 from symbolic.debuginfo import Archive
 from symbolic.exceptions import SymbolicError
 
-from frida_rtetrack.demangle import demangle
-from frida_rtetrack.elf import ElfError, ElfFile, Function, FunctionTable
-from frida_rtetrack.events import MODULE_LOADED
+from frida_rtetrack.stream.events import MODULE_LOADED
+from frida_rtetrack.symbols.demangle import demangle
+from frida_rtetrack.symbols.elf import ElfError, ElfFile, Function, FunctionTable
 
 DEBUG_DIRECTORIES = ("/usr/lib/debug",)
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")

@@ -15,11 +15,11 @@ from typing import Any
 
 import frida
 
-from frida_rtetrack import process
-from frida_rtetrack.addressspace import AddressSpace
-from frida_rtetrack.agentlink import SESSION_OPTIONS, AgentLink, limited
 from frida_rtetrack.errors import AgentFailed, AgentTimeout, NoSuchProcess, NotLive, RtetrackError
-from frida_rtetrack.launch import GatedProgram
+from frida_rtetrack.target import process
+from frida_rtetrack.target.addressspace import AddressSpace
+from frida_rtetrack.target.agentlink import SESSION_OPTIONS, AgentLink, limited
+from frida_rtetrack.target.launch import GatedProgram
 
 ATTACH_RETRIES = 2
 UNLOAD_SECONDS = 30.0

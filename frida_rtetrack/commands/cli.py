@@ -13,12 +13,12 @@ from typing import Any
 
 import click
 
+from frida_rtetrack.commands.prompt import Prompt
+from frida_rtetrack.commands.terminal import ProgramTerminal
 from frida_rtetrack.errors import NotLive, RtetrackError
 from frida_rtetrack.host import DEFAULT_DUMP_PATH, ENGINES, MAX_FRAMES, VERSION, Host, Options
-from frida_rtetrack.repl import Prompt
-from frida_rtetrack.reporters import summary_file, text
+from frida_rtetrack.reporters import json_file, text
 from frida_rtetrack.reporters.console import ConsoleReporter, print_help_of
-from frida_rtetrack.terminal import ProgramTerminal
 
 EXIT_TOOL_FAILED = 125
 """As env(1) and timeout(1) do: not a status that a program is likely to have of its own."""
@@ -103,7 +103,7 @@ class _Run:
         self._host: Host | None = None
         self._early_signals: list[int] = []
         if summary_path is not None:
-            summary_file.check_writable(summary_path)
+            json_file.check_writable(summary_path)
 
     def spawn(self, argv: tuple[str, ...], also_attach: tuple[str, ...]) -> int:
         self._spawned = True
@@ -208,7 +208,7 @@ class _Run:
                 )
         if self._summary_path is not None:
             try:
-                summary_file.write(self._summary_path, found)
+                json_file.write(self._summary_path, found)
             except OSError as error:
                 raise RtetrackError(
                     f"The summary cannot be written to {self._summary_path}: {error.strerror}."

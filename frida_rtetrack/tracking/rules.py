@@ -1,7 +1,7 @@
 """What each event means for the table of blocks: the rules, one event at a time.
 
 This is the exact and slow way, taken for the events on any address where something out of the ordinary happens;
-tracking.py does the same with arrays where it does not. The traps are all here: bad frees, resizes whose two events
+map.py does the same with arrays where it does not. The traps are all here: bad frees, resizes whose two events
 have other threads' events between them, blocks that were there before the tracking, events that were lost.
 """
 
@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple
 
-from frida_rtetrack.blocktable import Block, BlockTable, Freed, Origin
-from frida_rtetrack.events import Api, Kind, Mark
+from frida_rtetrack.stream.events import Api, Kind, Mark
+from frida_rtetrack.tracking.blocktable import Block, BlockTable, Freed, Origin
 
 
 class BadFreeKind(Enum):

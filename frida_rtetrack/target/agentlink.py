@@ -15,7 +15,7 @@ from frida_rtetrack.errors import AgentFailed, AgentTimeout, TargetEnded
 CALL_SECONDS = 20.0
 SESSION_OPTIONS: dict[str, str] = {}
 """For every attach. Not `exceptor: "off"`: Frida's own guarded reads would crash the program (see native/faults.c)."""
-_HERE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 _INCLUDE = re.compile(r'^#include "([^"]+)".*\n', re.MULTILINE)
 
 
@@ -27,7 +27,7 @@ def native_source(*names: str) -> str:
         if name in seen:
             return ""
         seen.add(name)
-        text = (_HERE / "native" / name).read_text()
+        text = (_PACKAGE / "native" / name).read_text()
         return _INCLUDE.sub(lambda match: expand(match[1]), text)
 
     return "\n".join(expand(name) for name in names)
@@ -39,7 +39,7 @@ class AgentLink:
     def __init__(self, session: frida.Session, on_message: Callable[[dict[str, Any]], None]) -> None:
         """Loads agent.js into `session`; what it sends goes to `on_message`, on a thread of Frida's."""
         self._on_message = on_message
-        self._script = limited(lambda: session.create_script((_HERE / "agent.js").read_text(), name="rtetrack"))
+        self._script = limited(lambda: session.create_script((_PACKAGE / "agent.js").read_text(), name="rtetrack"))
         self._on_script_message = self._receive  # one object: `off` finds it again
         self._script.on("message", self._on_script_message)
         limited(self._script.load)

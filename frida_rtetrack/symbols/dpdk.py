@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from frida_rtetrack.errors import BadUsage
-from frida_rtetrack.symbols import Module, ModuleMap, Symbolizer
+from frida_rtetrack.symbols.symbolizer import Module, ModuleMap, Symbolizer
 
 HOOKED = (
     "rte_malloc", "rte_malloc_socket", "rte_zmalloc", "rte_zmalloc_socket", "rte_calloc", "rte_calloc_socket",

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frida_rtetrack.badfree import BadFreeReport
-from frida_rtetrack.events import Api
-from frida_rtetrack.heap import HeapDifference
-from frida_rtetrack.names import BASELINE_LABEL, Names, Stack, Thread
-from frida_rtetrack.rules import MEMZONE_APIS
-from frida_rtetrack.symbols import frame_json
-from frida_rtetrack.target import Ending
+from frida_rtetrack.stream.events import Api
+from frida_rtetrack.symbols.names import BASELINE_LABEL, Names, Stack, Thread
+from frida_rtetrack.symbols.symbolizer import frame_json
+from frida_rtetrack.target.target import Ending
+from frida_rtetrack.tracking.badfree import BadFreeReport
+from frida_rtetrack.tracking.heap import HeapDifference
+from frida_rtetrack.tracking.rules import MEMZONE_APIS
 
 CALL_SITES = 10
 LEAK_SITES = 50

@@ -9,10 +9,10 @@ import os
 import threading
 from dataclasses import dataclass
 
-from frida_rtetrack.events import MODULE_LOADED, StackEnd
-from frida_rtetrack.process import thread_name
-from frida_rtetrack.ring import SessionMemory, StackRecord
-from frida_rtetrack.symbols import Frame, Module, ModuleMap, Symbolizer, format_frame
+from frida_rtetrack.stream.events import MODULE_LOADED, StackEnd
+from frida_rtetrack.stream.ring import SessionMemory, StackRecord
+from frida_rtetrack.symbols.symbolizer import Frame, Module, ModuleMap, Symbolizer, format_frame
+from frida_rtetrack.target.process import thread_name
 
 BASELINE_LABEL = 0xFFFF_FFFF
 """Stands for the type of a block that was there before the tracking began: no event has it."""

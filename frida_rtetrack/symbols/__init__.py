@@ -1,0 +1,1 @@
+"""Return address -> function, file, line and inlined frames; and where DPDK is in a stripped program."""
