@@ -302,7 +302,7 @@ class Host:
 
     def _start_agent(self, target: Target, memory_fd: int, *, executed: bool = False) -> None:
         options = self._agent_options(target) | {"ownHeap": executed}
-        state = target.call("start", memory_fd, options, native_source(*NATIVE_FILES[self._engine()]))
+        state = target.call("start", memory_fd, options, native_source(f"engine_{self._engine()}.c"))
         target.number = state["process"]
         self.engine = state["engine"]
 
@@ -1070,20 +1070,3 @@ class Host:
         for target in self._targets:
             if target.is_tracked:
                 target.call(method)
-
-
-NATIVE_FILES = {
-    "portable": ("session.c", "execs.c", "exports.c", "snapshot.c", "portable.c", "sigmark.c", "faults.c"),
-    "native": (
-        "session.c",
-        "execs.c",
-        "exports.c",
-        "snapshot.c",
-        "unwind.c",
-        "hooks.c",
-        "listeners.c",
-        "sigmark.c",
-        "faults.c",
-    ),
-}
-"""What is compiled in the target, by engine."""

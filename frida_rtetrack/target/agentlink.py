@@ -19,8 +19,8 @@ _PACKAGE = Path(__file__).parents[1]
 _INCLUDE = re.compile(r'^#include "([^"]+)".*\n', re.MULTILINE)
 
 
-def native_source(*names: str) -> str:
-    """The C files `names` of native/ as one text, each `#include "..."` replaced by the file, once."""
+def native_source(name: str) -> str:
+    """The C file `name` of native/ as one text, each `#include "..."` replaced by the file, once."""
     seen: set[str] = set()
 
     def expand(name: str) -> str:
@@ -30,7 +30,7 @@ def native_source(*names: str) -> str:
         text = (_PACKAGE / "native" / name).read_text()
         return _INCLUDE.sub(lambda match: expand(match[1]), text)
 
-    return "\n".join(expand(name) for name in names)
+    return expand(name)
 
 
 class AgentLink:

@@ -1,0 +1,10 @@
+/* The native engine, whole: what is compiled for x86-64. */
+#include "session.c"
+#include "execs.c"
+#include "exports.c"
+#include "snapshot.c"
+#include "unwind.c"
+#include "hooks.c"
+#include "listeners.c"
+#include "sigmark.c"
+#include "faults.c"

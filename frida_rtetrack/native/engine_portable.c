@@ -1,0 +1,8 @@
+/* What the portable engine needs of C, whole: for every architecture, compiled in the program by TinyCC. */
+#include "session.c"
+#include "execs.c"
+#include "exports.c"
+#include "snapshot.c"
+#include "portable.c"
+#include "sigmark.c"
+#include "faults.c"

@@ -1,0 +1,68 @@
+/* The event ring: claim a slot, fill it in, publish it; and what to do while there is no room. */
+
+#define RING_MARGIN 1024           /* threads that may pass the check for room at the same time */
+#define HEARTBEAT_LIMIT_NS 2000000000ULL
+
+/* Waits until the ring has room again. 0: the host is not there (any more); the event must be dropped. */
+static int wait_for_room(uint64_t needed_tail) {
+    struct session_header *header = agent.header;
+    int64_t pause[2];
+    pause[0] = 0;
+    pause[1] = 50000;
+    atomic_add(&header->waits, 1);
+    for (;;) {
+        uint64_t heartbeat;
+        agent.tail_seen = *(volatile uint64_t *) &header->tail;
+        if ((int64_t) (agent.tail_seen - needed_tail) >= 0) return 1;
+        if (agent.abandoned) return 0;
+        heartbeat = *(volatile uint64_t *) &header->heartbeat_ns;
+        if (monotonic_ns() > heartbeat + HEARTBEAT_LIMIT_NS) {
+            if (agent.process != agent.module_process) agent.recording = 0, agent.abandoned = 1; /* a followed child has nobody to unhook it */
+            return 0;
+        }
+        syscall(SYS_NANOSLEEP, pause, 0L);
+    }
+}
+
+/*
+ * Claims the next slot of the ring, and says that the thread is writing it; NULL: dropped and counted. `commit` says
+ * what to hand to publish_u32(&event->commit) once the slot is filled in; then thread->appending must be put back.
+ */
+static struct event *claim(struct thread_slot *thread, uint32_t *commit) {
+    struct session_header *header = agent.header;
+    uint64_t room = agent.tail_seen + agent.ring_capacity, index = *(volatile uint64_t *) &header->head + RING_MARGIN;
+    if (index >= room) { /* full, as far as was known */
+        agent.tail_seen = *(volatile uint64_t *) &header->tail;
+        if (index >= agent.tail_seen + agent.ring_capacity && !wait_for_room(index + 1 - agent.ring_capacity)) {
+            atomic_add(&header->lost, 1);
+            return NULL;
+        }
+        room = agent.tail_seen + agent.ring_capacity;
+    }
+    thread->appending++;
+    index = atomic_add(&header->head, 1);
+    /* More threads than the margin came through the check together: only now must this one wait, for its own slot. */
+    if (index >= room && !wait_for_room(index + 1 - agent.ring_capacity)) {
+        thread->appending--; /* the slot stays uncommitted: the reader skips and counts it */
+        return NULL;
+    }
+    *commit = (uint32_t) (index >> agent.ring_shift) + 1;
+    return &agent.ring[index & agent.ring_mask];
+}
+
+/* Appends one event. `what` is its kind, api << 8 and socket << 16. 0: dropped and counted. */
+static int append(struct thread_slot *thread, uint32_t what, uint64_t address, uint64_t size, uint32_t stack, uint32_t label) {
+    uint32_t commit;
+    volatile struct event *event = claim(thread, &commit);
+    if (event == NULL) return 0;
+    *(volatile uint32_t *) &event->kind = what;
+    event->address = address;
+    if (size >> EVENT_SIZE_BITS) size = (1ULL << EVENT_SIZE_BITS) - 1;
+    event->size_and_thread = size | thread_number(thread) << EVENT_SIZE_BITS;
+    *(volatile uint64_t *) &event->stack = stack | (uint64_t) label << 32;
+    publish_u32(&event->commit, commit);
+    thread->appending--;
+    return 1;
+}
+
+#define WHAT(kind, api, socket) ((uint32_t) (kind) | (uint32_t) (api) << 8 | ((uint32_t) (socket) & 0xff) << 16)
