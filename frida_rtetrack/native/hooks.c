@@ -31,7 +31,7 @@ struct originals {
     volatile uint64_t uncounted; /* threads inside of a hook that have no slot of their own */
 };
 
-extern struct originals originals;
+STATE(struct originals, originals);
 
 #define SOCKET_ANY -1
 #define NESTED ((struct thread_slot *) 1)

@@ -40,7 +40,7 @@ static struct thread_slot *thread_register(void) {
     return slot;
 }
 
-#if defined(__x86_64__) && defined(__TINYC__)
+#if defined(__x86_64__) && defined(RTETRACK_TARGET)
 /*
  * glibc keeps the values of the first 32 keys inside of struct pthread, as pairs of a sequence number and the value
  * (nptl/descr.h, struct pthread_key_data). Where our key's pair lies is found once, by looking for a value that was set;

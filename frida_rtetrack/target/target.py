@@ -137,7 +137,7 @@ class Target:
         problem = None
         if self._agent is not None and not self.detached:
             try:
-                self._agent.call("leave")
+                self._agent.call("leave", seconds=UNLOAD_SECONDS)
                 self._agent.unload(UNLOAD_SECONDS)
             except RtetrackError as error:
                 problem = error
