@@ -42,7 +42,7 @@ from frida_rtetrack.symbols.dpdk import from_debug_file, parse_symbols
 from frida_rtetrack.symbols.names import BASELINE_LABEL, Names
 from frida_rtetrack.target import execgate, process
 from frida_rtetrack.target.addressspace import HeapRegion
-from frida_rtetrack.target.engine import compiled_engine, native_source
+from frida_rtetrack.target.engine import start_agent
 from frida_rtetrack.target.launch import launch
 from frida_rtetrack.target.target import UNLOAD_SECONDS, Ending, Target
 from frida_rtetrack.tracking import badfree
@@ -303,10 +303,7 @@ class Host:
 
     def _start_agent(self, target: Target, memory_fd: int, *, executed: bool = False) -> None:
         options = self._agent_options(target) | {"ownHeap": executed}
-        engine = self._engine()
-        compiled = compiled_engine() if engine == "native" else None
-        source = native_source(f"engine_{engine}.c")
-        state = target.call("start", memory_fd, options, source, *([] if compiled is None else [compiled]))
+        state = start_agent(target.call, memory_fd, options, self._engine())
         target.number = state["process"]
         self.engine = state["engine"]
         self.engine_built_by = state["builtBy"]

@@ -9,26 +9,21 @@ const STATES = { agent: { wiped: true }, sigmark: {}, faults: {}, originals: {},
 const IMPORTS = ['syscall', 'sigaction', 'fopencookie', 'fclose', 'setvbuf', '__errno_location'];
 
 class Code {
-  // `compiled`: an ELF shared object as an ArrayBuffer, or null; `source`: the C text.
+  // `compiled`: an ELF shared object as an ArrayBuffer, or null: then `source` is the C text.
   constructor(source, compiled) {
     this.imports = {};
     for (const name of IMPORTS) this.imports[name] = Module.getGlobalExportByName(name);
     this.pages = [];
-    if (compiled === null || !this.loadCompiled(compiled)) this.compile(source);
+    if (compiled === null) this.compile(source);
+    else this.load(compiled);
   }
 
-  loadCompiled(elf) {
-    try {
-      this.module = new CModule(elf, this.imports);
-    } catch (error) {
-      send({ type: 'error', text: `the engine that was compiled ahead cannot be loaded (${error.message}); TinyCC compiles it here, slower` });
-      return false;
-    }
+  load(elf) {
+    this.module = new CModule(elf, this.imports);
     for (const [name, { wiped }] of Object.entries(STATES)) {
       if (this.module[name] !== undefined) adviseState(this.module[name], wiped);
     }
-    this.builtBy = new NativeFunction(this.module.engine_built_by, 'pointer', [])().readUtf8String();
-    return true;
+    this.builtBy = this.native('engine_built_by', 'pointer', [])().readUtf8String();
   }
 
   compile(source) {

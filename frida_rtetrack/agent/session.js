@@ -2,10 +2,41 @@
 
 const MARK = { PAUSED: 2, RESUMED: 3, EAL_CLEANUP_ENDED: 7, EAL_INIT_STARTED: 9, EAL_INIT_ENDED: 10 };
 const SOCKET_ANY = -1;
+const HEADER_HEAD = 384; // struct session_header, native/session.h
+const EVENT_BYTES = 32;
+const RING_AHEAD_BYTES = 8 << 20;
+const RING_STEP_BYTES = 2 << 20;
+const RING_LOOK_MS = 5;
 const UNLOAD_GRACE_S = 0.2; // for a thread between a hook's last instruction and the program's code
+
+// Touches the ring's pages before the program's threads come to them, and not much sooner: a program that allocates little
+// is not made larger by a ring that it does not fill.
+class RingPages {
+  // `bytes`: the header and the ring.
+  constructor(memory, bytes) {
+    Object.assign(this, { memory, bytes, touched: 0, head: memory.add(HEADER_HEAD) });
+    this.touch();
+    this.timer = setInterval(() => this.touch(), RING_LOOK_MS);
+  }
+
+  touch() {
+    const used = this.head.readU64().toNumber() * EVENT_BYTES;
+    while (this.touched < this.bytes && this.touched < used + RING_AHEAD_BYTES) {
+      const step = Math.min(RING_STEP_BYTES, this.bytes - this.touched);
+      system.madvise(this.memory.add(this.touched), step, MADV_POPULATE_WRITE); // refused by old kernels: only slower
+      this.touched += step;
+    }
+    if (this.touched >= this.bytes) this.stop();
+  }
+
+  stop() {
+    clearInterval(this.timer);
+  }
+}
 
 class Session {
   constructor(fd, options, source, compiled) {
+    this.code = new Code(source, compiled); // first: if it throws, nothing has been done yet
     this.options = options;
     this.pid = system.getpid().value;
     this.hooks = []; // {function, module, address, how}
@@ -15,9 +46,7 @@ class Session {
     this.ours = options.followFork ? [MADV_DONTDUMP] : [MADV_DONTFORK, MADV_DONTDUMP];
     this.memory = map(options.sessionBytes, MAP_SHARED, fd, this.ours);
     system.close(fd);
-    if (options.populateBytes > 0)
-      system.madvise(this.memory, options.populateBytes, MADV_POPULATE_WRITE); // refused by old kernels: only slower
-    this.code = new Code(source, compiled);
+    this.ring = new RingPages(this.memory, options.populateBytes);
     this.tablesBytes = this.code.native('agent_tables_bytes', 'uint64', [])().toNumber();
     this.tables = map(this.tablesBytes, MAP_PRIVATE_ANONYMOUS, -1, this.ours);
     const start = this.code.native('agent_start', 'int', ['pointer', 'pointer', 'uint32', 'uint32', 'uint32']);
@@ -125,6 +154,7 @@ class Session {
     if (system.getpid().value !== this.pid) return; // a forked child: nothing of this is mapped here
     if (reason === 'exit' && this.options.verify) this.heap.snapshot(FINAL_BASELINE);
     this.followChildren(0);
+    this.ring.stop();
     this.observer?.detach();
     // At one moment for all functions: what is allocated unseen must not be seen to be freed.
     this.record(0);

@@ -9,8 +9,12 @@ from __future__ import annotations
 import os
 import platform
 import re
+import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from frida_rtetrack.errors import AgentFailed
 from frida_rtetrack.native import build
 
 COMPILER_VARIABLE = "RTETRACK_COMPILER"
@@ -56,7 +60,19 @@ def compiled_engine() -> bytes | None:
     except OSError:
         return None
     source = _SOURCE.search(elf)
-    return elf if source is not None and source[1].decode() == build.source_digest() else None
+    fits = _is_whole(elf) and source is not None and source[1].decode() == build.source_digest()
+    return elf if fits else None
+
+
+def _is_whole(elf: bytes) -> bool:
+    """Whether it is an x86-64 shared object to its end, where the section headers are: another one would crash the target.
+
+    System V ABI, Elf64_Ehdr: e_machine at 18, e_shoff at 40, e_shentsize and e_shnum at 58 and 60.
+    """
+    if len(elf) < 64 or elf[:5] != b"\x7fELF\x02" or elf[18:20] != b"\x3e\0":
+        return False
+    sections, size, count = struct.unpack_from("<Q10xHH", elf, 40)
+    return len(elf) >= int(sections) + int(size) * int(count) > 64
 
 
 def native_compiler() -> str:
@@ -64,3 +80,18 @@ def native_compiler() -> str:
     elf = compiled_engine()
     built_by = None if elf is None else _BUILT_BY.search(elf)
     return "TinyCC" if built_by is None else built_by[1].decode()
+
+
+def start_agent(call: Callable[..., Any], memory_fd: int, options: dict[str, Any], engine: str) -> dict[str, Any]:
+    """Has a loaded agent begin with `engine` ("native", "portable"); `call` is AgentLink's. Returns its state.
+
+    The native engine goes as it was compiled ahead; where the target cannot load that, or there is none, as source.
+    `builtBy` in the state says who compiled it. Raises RtetrackError.
+    """
+    compiled = compiled_engine() if engine == "native" else None
+    if compiled is not None:
+        try:
+            return dict(call("start", memory_fd, options, "", compiled))
+        except AgentFailed:  # another machine's, or a Frida that takes no ELF: nothing has been done yet
+            pass
+    return dict(call("start", memory_fd, options, native_source(f"engine_{engine}.c")))
