@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -33,8 +33,11 @@ from frida_rtetrack.errors import (
     RtetrackError,
     TargetEnded,
 )
+from frida_rtetrack.observer import Observer
+from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_FRAMES, Options
 from frida_rtetrack.reports import summary
 from frida_rtetrack.reports.dump import DumpError, write_dump
+from frida_rtetrack.reports.stats import Stats
 from frida_rtetrack.reports.summary import CallSite, Summary
 from frida_rtetrack.stream.events import FINAL_BASELINE, SIZE_BITS, SIZE_MASK, EventBatch, Kind, Mark, threads
 from frida_rtetrack.stream.ring import RingReader, SessionMemory
@@ -50,10 +53,8 @@ from frida_rtetrack.tracking.badfree import BadFreeReport, Circumstances
 from frida_rtetrack.tracking.heap import HeapDifference, HeapSnapshot
 from frida_rtetrack.tracking.map import BadFree, BadFreeKind, Lookup, TrackingMap
 
-DEFAULT_DUMP_PATH = Path("/tmp/rteMallocTrackMapDump.txt")
-ENGINES = ("auto", "native", "portable")
-PORTABLE_FRAMES = 16
-MAX_FRAMES = 256
+__all__ = ["DEFAULT_DUMP_PATH", "ENGINES", "MAX_FRAMES", "VERSION", "Host", "Observer", "Options", "Stats"]
+
 IDLE_SECONDS = 0.01
 HEARTBEAT_SECONDS = 0.25
 BAD_FREE_DUMP_SECONDS = 1.0
@@ -67,87 +68,6 @@ try:
     VERSION = version("rtetrack-frida")
 except PackageNotFoundError:  # run from the source folder
     VERSION = "0+source"
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to track. The command line's options, with their defaults."""
-
-    engine: str = "auto"
-    library: str | None = None
-    """The module with DPDK in it; None: whichever defines the functions."""
-    symbols: tuple[str, ...] = ()
-    """FUNCTION=MODULE+0xOFFSET, for a stripped program with DPDK linked in."""
-    backtrace: bool = True
-    free_backtrace: bool = True
-    max_frames: int = 64
-    buffer_mib: int = 64
-    """Size of the event ring."""
-    dump_path: Path = DEFAULT_DUMP_PATH
-    dump_on_bad_free: bool = True
-    hook_ways: tuple[str, ...] = ("near", "far", "attach")
-    """How the native engine may redirect a function, best first; for tests of each way."""
-    follow_fork: bool = False
-    """Track the children that the program forks, too."""
-    verify: bool = False
-    """Compare with DPDK's own heap at the end: when the program exits, cleans up EAL, or is let go."""
-
-
-class Observer:
-    """What happens to a target, told on the host's threads. Override what is of interest; do not block for long."""
-
-    def hooked(self, hooks: list[dict[str, str]]) -> None:
-        """DPDK was found in a module and its functions are hooked ({function, module, address, how} each)."""
-
-    def bad_free(self, report: BadFreeReport) -> None:
-        """The program freed what it must not."""
-
-    def dumped(self, path: Path, blocks: int, why: str) -> None:
-        """The dump file was written."""
-
-    def forked(self, parent: int, child: int) -> None:
-        """Process `parent` forked `child`, which is tracked too (`follow_fork`)."""
-
-    def problem(self, text: str) -> None:
-        """Something went wrong; the tracking goes on."""
-
-    def output(self, data: bytes) -> None:
-        """The program wrote to its terminal (only where the host holds it)."""
-
-    def ended(self, ending: Ending) -> None:
-        """The target is gone or was let go, and everything it recorded has been read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """A moment's figures. Bytes and events; rates are per second since the figures were last asked for."""
-
-    engine: str
-    hooks: tuple[dict[str, str], ...]
-    seconds: float
-    live_blocks: int
-    live_bytes: int
-    peak_blocks: int
-    peak_bytes: int
-    allocations: int
-    frees: int
-    resizes: int
-    failed: int
-    allocated_bytes: int
-    allocations_per_second: float
-    frees_per_second: float
-    by_type: tuple[tuple[str, int, int], ...]
-    """(type, blocks, bytes), most bytes first."""
-    by_socket: tuple[tuple[int, int, int], ...]
-    """(socket asked for, -1 any; blocks, bytes)."""
-    lost: int
-    bad_frees: int
-    paused: bool
-    recording: bool
-    memzones: tuple[int, int] = (0, 0)
-    """Live memzones among the live blocks, and their bytes."""
-    ring_waits: int = 0
-    cut_stacks: dict[str, int] = field(default_factory=dict)
 
 
 class Host:
@@ -285,7 +205,7 @@ class Host:
         in_target = target.call("create_session", process.SESSION_NAME)
         self._memory_fd = os.open(f"/proc/{target.pid}/fd/{in_target}", os.O_RDWR | os.O_CLOEXEC)
         self._memory = SessionMemory.create(self._memory_fd, self.options.buffer_mib)
-        self.names = Names(self._memory)
+        self.names = Names(self._memory, process.thread_name)
         self._reader = RingReader(self._memory, self._thread_alive)
         self._targets.append(target)
         self._start_thread(self._keep_heartbeat)

@@ -16,7 +16,8 @@ import click
 from frida_rtetrack.commands.prompt import Prompt
 from frida_rtetrack.commands.terminal import ProgramTerminal
 from frida_rtetrack.errors import NotLive, RtetrackError
-from frida_rtetrack.host import DEFAULT_DUMP_PATH, ENGINES, MAX_FRAMES, VERSION, Host, Options
+from frida_rtetrack.host import VERSION, Host
+from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_FRAMES, Options
 from frida_rtetrack.reporters import json_file, text
 from frida_rtetrack.reporters.console import ConsoleReporter, print_help_of
 

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+from frida_rtetrack.reports.stats import Stats
 from frida_rtetrack.reports.summary import CallSite, Leaks, Summary
 from frida_rtetrack.symbols.names import Names, Stack, Thread
 from frida_rtetrack.symbols.symbolizer import Frame
 from frida_rtetrack.tracking.badfree import BadFreeReport
 from frida_rtetrack.tracking.heap import HeapDifference
 from frida_rtetrack.tracking.map import BadFreeKind
-
-if TYPE_CHECKING:
-    from frida_rtetrack.host import Stats
 
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
