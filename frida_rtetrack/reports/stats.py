@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
+
+from frida_rtetrack.reports import summary
+from frida_rtetrack.symbols.names import Names
+from frida_rtetrack.tracking.trackedheap import TrackedHeap
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +40,58 @@ class Stats:
     """Live memzones among the live blocks, and their bytes."""
     ring_waits: int = 0
     cut_stacks: dict[str, int] = field(default_factory=dict)
+
+
+class StatsTaker:
+    """Takes the figures, and remembers when it last did: for the rates."""
+
+    def __init__(self, heap: TrackedHeap, names: Names) -> None:
+        """Of `heap`, whose tracking begins now."""
+        self._heap = heap
+        self._names = names
+        self._started = time.monotonic()
+        self._last = (self._started, 0, 0)
+
+    def take(
+        self,
+        *,
+        engine: str,
+        hooks: tuple[dict[str, str], ...],
+        lost: int,
+        paused: bool,
+        recording: bool,
+        ring_waits: int,
+    ) -> Stats:
+        """The figures of this moment, with what the heap does not know. To be called while no events are applied."""
+        tracking = self._heap.map
+        totals, live = tracking.totals, tracking.live()
+        now = time.monotonic()
+        then, allocations, frees = self._last
+        self._last = (now, totals.allocations, totals.frees)
+        span = max(now - then, 1e-9)
+        return Stats(
+            engine=engine,
+            hooks=hooks,
+            seconds=now - self._started,
+            live_blocks=tracking.live_blocks,
+            live_bytes=tracking.live_bytes,
+            peak_blocks=tracking.peak.blocks,
+            peak_bytes=tracking.peak.bytes,
+            allocations=totals.allocations,
+            frees=totals.frees,
+            resizes=totals.resizes,
+            failed=totals.failed,
+            allocated_bytes=totals.allocated_bytes,
+            allocations_per_second=(totals.allocations - allocations) / span,
+            frees_per_second=(totals.frees - frees) / span,
+            by_type=tuple(summary.types(live, self._names)),
+            memzones=summary.memzones(live),
+            by_socket=tuple(
+                (int(row["socket"]), int(row["blocks"]), int(row["bytes"])) for row in tracking.by_socket()
+            ),
+            lost=lost,
+            bad_frees=self._heap.bad_frees.found,
+            paused=paused,
+            recording=recording,
+            ring_waits=ring_waits,
+        )
