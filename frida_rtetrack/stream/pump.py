@@ -170,10 +170,9 @@ class Pump:
         """Cut where somebody wants to be called at a place in the ring that somebody else chose."""
         start = 0
         while self._due and self._due[0][0] <= first + len(batch):
-            index, call = self._due.popleft()
-            end = max(index - first, start)
+            end = max(self._due[0][0] - first, start)
             self._hand_out_to_marks(batch[start:end], first + start, now_ns)
-            call()
+            self._due.popleft()[1]()
             start = end
         self._hand_out_to_marks(batch[start:], first + start, now_ns)
 

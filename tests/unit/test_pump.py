@@ -92,7 +92,8 @@ def test_every_subscriber_gets_everything_in_the_order_of_subscription(rig: Rig)
 
 def test_a_mark_is_told_when_all_have_taken_what_came_before_it_and_nothing_later(rig: Rig) -> None:
     notes: list[object] = []
-    rig.pump.subscribe(Log("a", notes), Log("b", notes))
+    last = Log("b", notes)
+    rig.pump.subscribe(Log("a", notes), last)
     rig.session.write(allocated(1), mark(Mark.SIGNAL), mark(Mark.PAUSED), allocated(2))
     rig.pump.start()
     rig.finish()
@@ -101,6 +102,7 @@ def test_a_mark_is_told_when_all_have_taken_what_came_before_it_and_nothing_late
         *(("a", "events", [0]), ("b", "events", [0]), ("a", "mark", Mark.PAUSED), ("b", "mark", Mark.PAUSED)),
         *(("a", "events", [2]), ("b", "events", [2])),
     ]
+    assert last.first == [0, 2, 3]
 
 
 def test_a_call_at_the_head_comes_after_what_was_written_before_it_and_before_the_rest(rig: Rig) -> None:
@@ -175,10 +177,10 @@ def test_a_subscriber_that_raises_ends_the_reading_and_the_user_is_told(rig: Rig
     called: list[bool] = []
     rig.pump.subscribe(Broken(), log)
     rig.session.write(allocated(1))
+    rig.pump.call_at_head(lambda: called.append(True))  # not lost either
     rig.pump.start()
     assert rig.over.wait(PATIENCE_SECONDS)
     rig.session.write(allocated(2))
-    rig.pump.call_at_head(lambda: called.append(True))
     assert rig.problems == ["Reading the events failed: ValueError('no'). The figures end here."]
     assert (log.addresses, log.ends, called) == ([], 1, [True])
 
