@@ -26,6 +26,7 @@ struct originals {
     int (*rte_memzone_free)(const struct memzone *);
     int (*rte_eal_cleanup)(void);
     int (*rte_eal_init)(int, char **);
+    uint64_t first_hook, hooks_bytes; /* where the hooks lie, which are compiled in the order of this file */
     volatile uint64_t search; /* where inherit_private goes on */
     volatile uint64_t wrapping; /* threads inside of rte_eal_init or rte_eal_cleanup: our hook is on their stacks */
     volatile uint64_t uncounted; /* threads inside of a hook that have no slot of their own */
@@ -81,9 +82,7 @@ static struct thread_private *private_of(struct thread_slot *thread) {
  * Whether a hook was reached from another one's original by a tail call (rte_malloc jumps to rte_malloc_socket): then
  * the return address lies in that hook, which counts the call. A cheap answer for the commonest nesting.
  */
-void *hook_rte_malloc(const char *, size_t, unsigned);
-uint64_t hooks_uncounted(void);
-#define IN_HOOKS(address) ((address) - (uint64_t) hook_rte_malloc < (uint64_t) hooks_uncounted - (uint64_t) hook_rte_malloc)
+#define IN_HOOKS(address) ((address) - originals.first_hook < originals.hooks_bytes)
 #define FROM_HOOK(frame) IN_HOOKS((frame)[1])
 
 /* Takes our own hooks of rte_eal_init and rte_eal_cleanup out of a trace: the program's stack has no such frame. */
@@ -337,5 +336,7 @@ void hooks_stop(void) {
 }
 
 void hooks_start(void) {
-    unwind_add_framed_code(agent.unwinder, (uint64_t) hook_rte_malloc, (uint64_t) hooks_uncounted);
+    originals.first_hook = (uint64_t) hook_rte_malloc;
+    originals.hooks_bytes = (uint64_t) hooks_uncounted - originals.first_hook;
+    unwind_add_framed_code(agent.unwinder, originals.first_hook, (uint64_t) hooks_uncounted);
 }
