@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from frida_rtetrack.host import ENGINES
+from frida_rtetrack.target.engine import COMPILER_VARIABLE
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ROOT / "build" / "programs"
@@ -25,7 +26,35 @@ def programs() -> Path:
     return PROGRAMS
 
 
-@pytest.fixture(params=[engine for engine in ENGINES if engine != "auto"])
-def engine(request: pytest.FixtureRequest) -> str:
-    """Each engine in turn."""
+TINYCC = "native by TinyCC"
+EACH_ENGINE = [engine for engine in ENGINES if engine != "auto"]
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each engine in turn; in tests marked `by_both_compilers` the native one also as TinyCC compiles it."""
+    if request.param == TINYCC:
+        monkeypatch.setenv(COMPILER_VARIABLE, "tinycc")
+        return "native"
     return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The native engine as it was compiled ahead, unless a test marked `by_both_compilers` is at its second turn."""
+    if getattr(request, "param", None) == TINYCC:
+        monkeypatch.setenv(COMPILER_VARIABLE, "tinycc")
+
+
+def parametrizes(metafunc: pytest.Metafunc, name: str) -> bool:
+    """Whether the test gives the values of `name` itself."""
+    return any(name in str(mark.args[0]) for mark in metafunc.definition.iter_markers("parametrize"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Gives the tests that take an engine each in turn, and those marked `by_both_compilers` one turn more."""
+    twice = metafunc.definition.get_closest_marker("by_both_compilers") is not None
+    if "engine" in metafunc.fixturenames and not parametrizes(metafunc, "engine"):
+        metafunc.parametrize("engine", [*EACH_ENGINE, *([TINYCC] if twice else [])], indirect=True)
+    elif twice:
+        metafunc.parametrize("compiler", ["native", TINYCC], indirect=True)

@@ -44,6 +44,8 @@ class DpdkFunctions {
     this.symbols = symbols;
     this.library = library;
     this.names = new Map(); // function name -> C string
+    this.symbolic = new Map(); // module path -> whether it has names that it does not export
+    this.fileHasSymbols = code.native('file_has_symbols', 'int', ['pointer']);
     this.moduleExport = code.native('module_export', 'uint64', ['uint64', 'uint64', 'pointer']);
   }
 
@@ -54,10 +56,17 @@ class DpdkFunctions {
     if (given !== undefined) return module.base.add(given);
     const exported = this.moduleExport(uint64(module.base.toString()), module.size, this.nameOf(name));
     if (!exported.equals(0)) return ptr(exported.toString());
-    if (isDpdksOwn(module)) return null;
+    if (!this.hasSymbols(module)) return null;
     const address = module.findSymbolByName(name);
     const inside = address !== null && address.compare(module.base) >= 0 && address.compare(module.base.add(module.size)) < 0;
     return inside ? address : null;
+  }
+
+  hasSymbols(module) {
+    if (isDpdksOwn(module)) return false;
+    if (!this.symbolic.has(module.path))
+      this.symbolic.set(module.path, this.fileHasSymbols(Memory.allocUtf8String(module.path)) !== 0);
+    return this.symbolic.get(module.path);
   }
 
   nameOf(name) {
@@ -84,7 +93,7 @@ class DpdkFunctions {
 
   all(module) {
     const exact = Object.keys(FUNCTIONS).filter(name => !BOTTOM.includes(name)).map(name => [name, this.find(module, name)]);
-    if (isDpdksOwn(module)) return { functions: exact, optimized: false };
+    if (!this.hasSymbols(module)) return { functions: exact, optimized: false };
     const symbols = module.enumerateSymbols().filter(({ name, type }) => type === 'function' && CORE.test(name));
     if (symbols.every(({ name, isGlobal }) => isGlobal && !CLONE.test(name) || BOTTOM.includes(name)))
       return { functions: exact, optimized: false };

@@ -69,3 +69,31 @@ uint64_t module_export(uint64_t base, uint64_t size, const char *name) {
     }
     return 0;
 }
+
+#define SECTION_BYTES 64 /* Elf64_Shdr; sh_type at 4 */
+#define SECTION_SYMBOLS 2 /* SHT_SYMTAB */
+#define SECTIONS_READ 128
+
+/*
+ * Whether the ELF file at `path` has names that it does not export (.symtab). Frida maps a file whole, twice, to look for
+ * them, and most libraries are stripped. 1 also where the file cannot be read: that is for Frida to find out.
+ */
+int file_has_symbols(const char *path) {
+    uint8_t header[64], sections[SECTIONS_READ * SECTION_BYTES];
+    uint32_t count, i;
+    long got, fd = syscall(SYS_OPENAT, (long) AT_FDCWD, path, 0x80000L /* O_CLOEXEC */, 0L);
+    if (fd < 0) return 1;
+    got = syscall(SYS_PREAD64, fd, header, (long) sizeof header, 0L);
+    if (got != (long) sizeof header || header[0] != 0x7f || header[4] != 2 || *(const uint16_t *) (header + 58) != SECTION_BYTES) {
+        syscall(SYS_CLOSE, fd);
+        return 1;
+    }
+    count = *(const uint16_t *) (header + 60);
+    if (count == 0 || count > SECTIONS_READ) count = SECTIONS_READ + 1; /* many, or counted elsewhere */
+    else got = syscall(SYS_PREAD64, fd, sections, (long) count * SECTION_BYTES, *(const uint64_t *) (header + 40));
+    syscall(SYS_CLOSE, fd);
+    if (count > SECTIONS_READ || got != (long) count * SECTION_BYTES) return 1;
+    for (i = 0; i < count; i++)
+        if (*(const uint32_t *) (sections + i * SECTION_BYTES + 4) == SECTION_SYMBOLS) return 1;
+    return 0;
+}

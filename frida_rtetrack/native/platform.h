@@ -109,6 +109,7 @@ extern int *__errno_location(void);
 #define SYS_GETPID 39
 #define SYS_OPENAT 257
 #define SYS_READ 0
+#define SYS_PREAD64 17
 #define SYS_CLOSE 3
 #define SYS_TGKILL 234
 #define SYS_MMAP 9
@@ -124,6 +125,7 @@ extern int *__errno_location(void);
 #define SYS_GETPID 172
 #define SYS_OPENAT 56
 #define SYS_READ 63
+#define SYS_PREAD64 67
 #define SYS_CLOSE 57
 #define SYS_TGKILL 131
 #define SYS_MMAP 222

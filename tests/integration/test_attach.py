@@ -99,6 +99,7 @@ def test_a_signal_in_the_moment_of_attaching_still_ends_in_order(runner: Runner)
     assert_untouched(program.pid)
 
 
+@pytest.mark.by_both_compilers
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_leaving_under_load_gives_the_program_its_speed_back(runner: Runner, number: signal.Signals) -> None:
     load = runner.start_load(2)
@@ -114,6 +115,7 @@ def test_leaving_under_load_gives_the_program_its_speed_back(runner: Runner, num
     load.stop()
 
 
+@pytest.mark.by_both_compilers
 def test_kill_9_of_the_host_under_load_leaves_no_hook_behind(runner: Runner, engine: str) -> None:
     load = runner.start_load(2)
     tracked = runner.attach(load.pid, options=options(engine))
@@ -140,6 +142,7 @@ def test_kill_9_of_a_host_that_spawned_leaves_the_program_running(runner: Runner
     tracked.wait_for("^said still here$")
 
 
+@pytest.mark.by_both_compilers
 @pytest.mark.timeout(600)
 def test_attaching_and_leaving_many_times_under_load_neither_crashes_nor_leaks(runner: Runner) -> None:
     load = runner.start_load(2, seconds=600)
@@ -200,6 +203,7 @@ def test_kill_9_of_the_program_loses_no_event_before_it(runner: Runner, engine: 
     assert (site["blocks"], site["bytes"]) == (count // 2, count // 2 * 64)
 
 
+@pytest.mark.by_both_compilers
 def test_every_pair_of_a_threaded_load_is_counted(runner: Runner, engine: str) -> None:
     path = runner.folder / "load.txt"
     tracked = runner.run("load", 2, 8, 1, path, options=options(engine))
@@ -240,6 +244,7 @@ def test_a_program_that_has_locked_its_memory_grows_by_little(runner: Runner) ->
     eventually(lambda: resident_kib(program.pid) - before < 48 * 1024, seconds=5)
 
 
+@pytest.mark.by_both_compilers
 def test_attaching_again_after_leaving_works(runner: Runner, engine: str) -> None:
     program = runner.start_ready("waiter")
     for size in (501, 502, 503):

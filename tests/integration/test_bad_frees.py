@@ -50,6 +50,7 @@ def test_rte_malloc_tracks_own_test_gives_a_duplicate_and_a_stray_free_although_
     assert re.search(r"^(Stray|Foreign) free of address: 0x1\b", tracked.stderr, re.MULTILINE)
 
 
+@pytest.mark.by_both_compilers
 def test_the_demos_bugs_are_found_and_nothing_else(runner: Runner, engine: str) -> None:
     tracked = runner.run("demo", options=options(engine))
     assert tracked.wait() == 0
@@ -103,6 +104,7 @@ def test_a_reused_address_is_no_bad_free_until_its_second_life_is_freed_twice(ru
     assert functions(bad["backtrace"])[:2] == ["end_it_again", "reuse"]
 
 
+@pytest.mark.by_both_compilers
 def test_a_stray_free_that_crashes_the_program_is_reported(runner: Runner, engine: str) -> None:
     tracked = runner.run("nasty", "crash", options=options(engine))
     assert tracked.wait() == 128 + signal.SIGSEGV
@@ -196,6 +198,7 @@ def test_without_free_backtraces_the_allocations_are_still_there(runner: Runner,
     assert functions(duplicate["allocated"]["backtrace"])[0] == "session_open"
 
 
+@pytest.mark.by_both_compilers
 def test_max_frames_cuts_a_stack_at_its_outer_end(runner: Runner, engine: str) -> None:
     tracked = runner.run("demo", options=[*options(engine), "--max-frames", 2])
     duplicate = next(bad for bad in tracked.summary["bad_frees"] if bad["kind"] == "duplicate")

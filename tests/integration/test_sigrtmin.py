@@ -54,6 +54,7 @@ def test_to_the_host_it_writes_the_dump_too(runner: Runner) -> None:
     assert tracked.finish() == 0
 
 
+@pytest.mark.by_both_compilers
 @pytest.mark.parametrize("how", ["handler", "siginfo", "signal"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_the_programs_own_handler_runs_as_well(runner: Runner, how: str, when: str) -> None:
@@ -89,6 +90,7 @@ def test_a_program_that_ignores_the_signal_is_left_alone(runner: Runner) -> None
     assert program.finish() == 0
 
 
+@pytest.mark.by_both_compilers
 def test_without_a_handler_of_its_own_the_default_is_back_after_leaving(runner: Runner) -> None:
     program = runner.start_ready("signals")
     tracked = runner.attach(program.pid)
@@ -129,6 +131,7 @@ def test_a_handler_for_one_signal_only_is_called_once(runner: Runner) -> None:
     assert program.finish() == 0
 
 
+@pytest.mark.by_both_compilers
 def test_after_kill_9_of_the_host_the_programs_handler_is_back(runner: Runner) -> None:
     program = runner.start_ready("signals", "install handler")
     before = action(program)

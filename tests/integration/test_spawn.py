@@ -11,6 +11,7 @@ import pytest
 from tracked import Runner, eventually, functions
 
 
+@pytest.mark.by_both_compilers
 @pytest.mark.parametrize(
     ("command", "status"),
     [
@@ -153,6 +154,7 @@ def test_the_summary_has_the_promised_shape(runner: Runner) -> None:
     assert found["peak"]["bytes"] >= found["live"]["bytes"] > 0
 
 
+@pytest.mark.by_both_compilers
 def test_live_and_peak_are_exact(runner: Runner, engine: str) -> None:
     path = runner.folder / "load.txt"
     empty = runner.run("load", 0, 8, 0, path, options=["--engine", engine]).summary
@@ -164,6 +166,7 @@ def test_live_and_peak_are_exact(runner: Runner, engine: str) -> None:
     assert demo["events"]["allocations"] - empty["events"]["allocations"] == 33
 
 
+@pytest.mark.by_both_compilers
 @pytest.mark.parametrize("how", ["exit", "_exit", "exec", "abort"])
 def test_a_forked_child_neither_crashes_nor_writes_into_its_parents_events(
     runner: Runner, engine: str, how: str
@@ -210,6 +213,7 @@ def test_memzones_rings_and_mempools_are_no_leaks_once_freed(runner: Runner, eng
     assert tracked.summary["bad_frees"] == []
 
 
+@pytest.mark.by_both_compilers
 def test_dpdk_that_is_loaded_later_is_tracked_and_its_type_names_outlive_their_library(
     runner: Runner, engine: str
 ) -> None:

@@ -36,6 +36,7 @@ PLANTED = [
 ]
 
 
+@pytest.mark.by_both_compilers
 @pytest.mark.parametrize(("what", "kind", "detail", "block"), PLANTED, ids=[row[0] for row in PLANTED])
 def test_a_planted_bad_free_is_told_apart_by_evidence(
     runner: Runner, engine: str, what: str, kind: str, detail: str, block: str | None
@@ -95,6 +96,7 @@ def essence(summary: dict[str, Any]) -> dict[str, Any]:
     return {key: summary[key] for key in ("live", "peak", "memzones", "verify")} | {"sites": sites, "bad": bad}
 
 
+@pytest.mark.by_both_compilers
 @pytest.mark.parametrize("program", ["realloc", "memzones"])
 @pytest.mark.parametrize("ways", [("near",), ("far", "attach"), ("attach",)], ids=["near", "far", "attach"])
 def test_every_way_to_hook_a_function_sees_the_same(
@@ -200,6 +202,7 @@ def test_attaching_under_full_load_takes_a_right_baseline_every_time(runner: Run
     assert load.process.alive
 
 
+@pytest.mark.by_both_compilers
 def test_forked_children_are_followed_when_asked_for(runner: Runner, engine: str) -> None:
     tracked = runner.run("forker", "exit", options=["--engine", engine, "--follow-fork", "--verify"])
     assert tracked.wait() == 0
