@@ -619,7 +619,7 @@ class Host:
             self._snapshot = self._snapshots.setdefault(argument, HeapSnapshot(inserts=False))
             self._snapshot.started_sequence = self.tracking.events
         elif mark is Mark.HEAP_SNAPSHOT and self._snapshot is not None and self._snapshot.live is None:
-            self._snapshot.live = self.tracking.live()
+            self._snapshot.live = self.tracking.live_set()
         elif mark is Mark.BASELINE_ENDED and self._snapshot is not None:
             self._snapshot.difference = self._snapshot.compare(self.tracking)
             if argument == FINAL_BASELINE:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,7 @@ __all__ = [
     "Block",
     "Freed",
     "FreedBlock",
+    "LiveSet",
     "Lookup",
     "Peak",
     "Totals",
@@ -66,6 +68,15 @@ class Lookup:
     """Bytes from that block's start, 0 for its own address."""
     freed: FreedBlock | None
     """The block that began right there and was freed."""
+
+
+class LiveSet(NamedTuple):
+    """The blocks that are live at one moment, in no particular order."""
+
+    addresses: Addresses
+    """Shape (n,)."""
+    sequences: NDArray[np.uint64]
+    """Numbers of the events that allocated them, (n,)."""
 
 
 class TrackingMap:
@@ -231,6 +242,43 @@ class TrackingMap:
         """A copy of all live blocks, BLOCK_DTYPE (n,), in no particular order; it is the caller's."""
         with self._lock:
             return self._table.blocks(self._table.live_rows())
+
+    def live_set(self) -> LiveSet:
+        """What is live at this moment, to be compared with DPDK's heap when that has been read."""
+        with self._lock:
+            rows = self._table.live_rows()
+            return LiveSet(self._table.address[rows], self._table.sequence[rows])
+
+    def unexplained(
+        self, busy: Addresses, then: LiveSet, since_sequence: int
+    ) -> tuple[NDArray[np.int64], tuple[Block, ...]]:
+        """What this map and DPDK's heap, which had the `busy` blocks (n,) when `then` was live, disagree about.
+
+        Returns the indices (m,) of busy blocks that were not live, are not now and were not freed from event number
+        `since_sequence` on; and the blocks that were live, still are, unchanged, and were not busy.
+        """
+        with self._lock:
+            table = self._table
+            rows = table.find(busy)
+            known = rows >= 0
+            explained = known & (table.live[rows] | (table.free_sequence[rows] >= since_sequence))
+            missing = np.flatnonzero(~explained)
+            was_busy = np.zeros(table.used, np.bool_)
+            was_busy[rows[known]] = True
+            others = np.flatnonzero(table.live[: table.used] & ~was_busy)
+            others = others[table.sequence[others] <= then.sequences.max(initial=0)]  # the rest is newer
+            if missing.size:
+                missing = missing[~np.isin(busy[missing], then.addresses)]
+            if not then.addresses.size:
+                others = others[:0]
+            if others.size:
+                order = np.argsort(then.addresses)
+                place = np.searchsorted(then.addresses, table.address[others], sorter=order)
+                place = order[np.minimum(place, order.size - 1)]
+                same = then.addresses[place] == table.address[others]
+                others = others[same & (then.sequences[place] == table.sequence[others])]
+            blocks = (table.block(row) for row in others.tolist())
+            return missing, tuple(block for block in blocks if block is not None)
 
     def find(self, address: int) -> Lookup:
         """What is known of `address`: live, inside a live block, freed."""
