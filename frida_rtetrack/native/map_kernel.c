@@ -19,7 +19,7 @@
 #define THREADS (1u << (64 - EVENT_SIZE_BITS))
 #define OPEN_RESIZES 1024 /* followed here at once; more go to the rules */
 #define WITH_THE_RULES 0xffff
-#define AHEAD 12 /* events between fetching an index slot, fetching the row it names, and using both */
+#define AHEAD 8 /* events between fetching an index slot, fetching the row it names, and using both */
 #define HOMES 32 /* a power of two, more than 2 * AHEAD */
 
 #define ORIGIN_SEEN 0
@@ -29,19 +29,29 @@
 struct row { /* blocktable.ROW_DTYPE */
     uint64_t address, size_bytes, sequence;
     int64_t allocated_at_ns;
-    uint64_t free_sequence;
-    int64_t freed_at_ns;
-    uint32_t stack, label, resize_stack, resizes, free_stack;
-    uint16_t thread, free_thread;
+    uint32_t stack, label;
+    uint16_t thread;
     uint8_t api;
     int8_t socket;
-    uint8_t origin, live, free_api, unused[3];
+    uint8_t origin, live, resized, unused;
 };
-_Static_assert(sizeof(struct row) == 80, "blocktable.ROW_DTYPE");
+struct row_free { /* blocktable.FREE_DTYPE */
+    uint64_t sequence;
+    int64_t freed_at_ns;
+    uint32_t stack;
+    uint16_t thread;
+    uint8_t api, unused;
+};
+struct row_resizes { /* blocktable.RESIZE_DTYPE: zeros, and not written, where `resized` is not set */
+    uint32_t stack, count;
+};
+_Static_assert(sizeof(struct row) == 48 && sizeof(struct row_free) == 24 && sizeof(struct row_resizes) == 8, "blocktable.py");
 _Static_assert(sizeof(struct event) == 32, "events.EVENT_DTYPE");
 
 struct table { /* kernel.Table: open addressing, linear probing, at most half full; a slot holds a row + 1, or 0 */
-    struct row *rows;
+    struct row *rows; /* `capacity` of each of these three */
+    struct row_free *frees;
+    struct row_resizes *resizes;
     uint32_t *index;
     uint64_t used, capacity, mask, shift;
 };
@@ -91,11 +101,10 @@ static inline int has_room(const struct table *table) {
     return table->used < table->capacity && 2 * (table->used + 1) <= table->mask + 1;
 }
 
-static inline struct row *insert(struct table *table, uint64_t address, uint64_t at) {
-    struct row *row = &table->rows[table->used++];
-    row->address = address;
-    table->index[at] = (uint32_t) table->used;
-    return row;
+static inline uint64_t insert(struct table *table, uint64_t address, uint64_t at) {
+    table->rows[table->used].address = address;
+    table->index[at] = (uint32_t) ++table->used;
+    return table->used - 1;
 }
 
 static inline uint64_t size_of(const struct event *event) { return event->size_and_thread & ((1ULL << EVENT_SIZE_BITS) - 1); }
@@ -103,14 +112,21 @@ static inline uint32_t thread_of(const struct event *event) { return (uint32_t) 
 
 static inline int is_memzone(uint8_t api) { return api >= API_MEMZONE_RESERVE && api <= API_MEMZONE_RESERVE_BOUNDED; }
 
-static inline void put(struct row *row, const struct event *event, uint64_t sequence, int64_t timestamp_ns, uint8_t origin) {
+static inline void set_resizes(const struct table *table, uint64_t row, uint32_t count, uint32_t stack) {
+    if (count == 0 && !table->rows[row].resized) return;
+    table->rows[row].resized = count != 0;
+    table->resizes[row].stack = stack;
+    table->resizes[row].count = count;
+}
+
+static inline void put(const struct table *table, uint64_t at, const struct event *event, uint64_t sequence, int64_t timestamp_ns, uint8_t origin) {
+    struct row *row = &table->rows[at];
+    set_resizes(table, at, 0, 0);
     row->size_bytes = size_of(event);
     row->sequence = sequence;
     row->allocated_at_ns = timestamp_ns;
     row->stack = event->stack;
     row->label = event->label;
-    row->resize_stack = 0;
-    row->resizes = 0;
     row->thread = (uint16_t) thread_of(event);
     row->api = event->api;
     row->socket = event->socket;
@@ -118,13 +134,14 @@ static inline void put(struct row *row, const struct event *event, uint64_t sequ
     row->live = 1;
 }
 
-static inline void put_freed(struct row *row, const struct event *event, uint64_t sequence, int64_t timestamp_ns) {
-    row->live = 0;
-    row->free_sequence = sequence;
-    row->freed_at_ns = timestamp_ns;
-    row->free_stack = event->stack;
-    row->free_thread = (uint16_t) thread_of(event);
-    row->free_api = event->api;
+static inline void put_freed(const struct table *table, uint64_t at, const struct event *event, uint64_t sequence, int64_t timestamp_ns) {
+    struct row_free *freed = &table->frees[at];
+    table->rows[at].live = 0;
+    freed->sequence = sequence;
+    freed->freed_at_ns = timestamp_ns;
+    freed->stack = event->stack;
+    freed->thread = (uint16_t) thread_of(event);
+    freed->api = event->api;
 }
 
 static inline void changed(struct run *run, uint64_t bytes, int64_t blocks, uint64_t sequence) {
@@ -140,16 +157,12 @@ static inline void changed(struct run *run, uint64_t bytes, int64_t blocks, uint
 /* Each of these takes one event whose address is looked for from slot `at` on, or says why it did not. */
 
 static inline enum stop take_allocated(struct table *table, struct run *run, const struct event *event, uint64_t at, uint64_t sequence) {
-    uint64_t found = find(table, event->address, &at);
-    struct row *row;
-    if (found != NO_ROW) {
-        row = &table->rows[found];
-        if (row->live) return FOR_THE_RULES;
-    } else {
+    uint64_t row = find(table, event->address, &at);
+    if (row == NO_ROW) {
         if (!has_room(table)) return NEEDS_ROOM;
         row = insert(table, event->address, at);
-    }
-    put(row, event, sequence, run->timestamp_ns, ORIGIN_SEEN);
+    } else if (table->rows[row].live) return FOR_THE_RULES;
+    put(table, row, event, sequence, run->timestamp_ns, ORIGIN_SEEN);
     run->allocations++;
     run->allocated_bytes += size_of(event);
     changed(run, size_of(event), 1, sequence);
@@ -157,38 +170,34 @@ static inline enum stop take_allocated(struct table *table, struct run *run, con
 }
 
 static inline enum stop take_freed(struct table *table, struct run *run, const struct event *event, uint64_t at, uint64_t sequence) {
-    uint64_t found = find(table, event->address, &at);
-    struct row *row = found == NO_ROW ? NULL : &table->rows[found];
-    if (row != NULL && row->live) {
-        if (is_memzone(row->api) && event->api != API_MEMZONE_FREE) return FOR_THE_RULES;
-        put_freed(row, event, sequence, run->timestamp_ns);
+    uint64_t row = find(table, event->address, &at);
+    if (row != NO_ROW && table->rows[row].live) {
+        uint64_t size_bytes = table->rows[row].size_bytes;
+        if (is_memzone(table->rows[row].api) && event->api != API_MEMZONE_FREE) return FOR_THE_RULES;
+        put_freed(table, row, event, sequence, run->timestamp_ns);
         run->frees++;
-        run->freed_bytes += row->size_bytes;
-        changed(run, 0 - row->size_bytes, -1, sequence);
+        run->freed_bytes += size_bytes;
+        changed(run, 0 - size_bytes, -1, sequence);
         return ALL_TAKEN;
     }
     if (run->complete) return FOR_THE_RULES;
-    if (row == NULL) {
+    if (row == NO_ROW) {
         if (!has_room(table)) return NEEDS_ROOM;
         row = insert(table, event->address, at);
     }
-    row->origin = ORIGIN_UNKNOWN;
-    put_freed(row, event, sequence, run->timestamp_ns);
+    table->rows[row].origin = ORIGIN_UNKNOWN;
+    put_freed(table, row, event, sequence, run->timestamp_ns);
     run->unknown_frees++;
     return ALL_TAKEN;
 }
 
 static inline enum stop take_baseline_block(struct table *table, struct run *run, const struct event *event, uint64_t at, uint64_t sequence) {
-    uint64_t found = find(table, event->address, &at);
-    struct row *row;
-    if (found != NO_ROW) {
-        row = &table->rows[found];
-        if (row->live || row->free_sequence >= run->baseline_sequence) return ALL_TAKEN;
-    } else {
+    uint64_t row = find(table, event->address, &at);
+    if (row == NO_ROW) {
         if (!has_room(table)) return NEEDS_ROOM;
         row = insert(table, event->address, at);
-    }
-    put(row, event, sequence, run->timestamp_ns, ORIGIN_BASELINE);
+    } else if (table->rows[row].live || table->frees[row].sequence >= run->baseline_sequence) return ALL_TAKEN;
+    put(table, row, event, sequence, run->timestamp_ns, ORIGIN_BASELINE);
     run->baseline_blocks++;
     run->baseline_bytes += size_of(event);
     changed(run, size_of(event), 1, sequence);
@@ -223,9 +232,8 @@ static inline void close_resize(struct run *run, uint16_t number) {
 
 static inline enum stop take_resize_ended(struct table *table, struct run *run, const struct event *event, uint64_t at, uint64_t sequence) {
     uint16_t number = run->resize_of[thread_of(event)];
+    uint64_t old_at, old, row, size_bytes = size_of(event), old_size_bytes;
     const struct resize *resize;
-    uint64_t old_at, found, size_bytes = size_of(event), old_size_bytes;
-    struct row *row, *old;
     if (number == 0 || number == WITH_THE_RULES) return FOR_THE_RULES;
     resize = &run->resizes[number - 1];
     if (event->address == 0) {
@@ -235,34 +243,23 @@ static inline enum stop take_resize_ended(struct table *table, struct run *run, 
         return ALL_TAKEN;
     }
     old_at = home_of(table, resize->address);
-    found = find(table, resize->address, &old_at);
-    if (found == NO_ROW) return FOR_THE_RULES;
-    old = row = &table->rows[found];
-    if (!old->live || old->sequence != resize->sequence) return FOR_THE_RULES;
-    old_size_bytes = old->size_bytes;
+    row = old = find(table, resize->address, &old_at);
+    if (old == NO_ROW || !table->rows[old].live || table->rows[old].sequence != resize->sequence) return FOR_THE_RULES;
+    old_size_bytes = table->rows[old].size_bytes;
     if (event->address != resize->address) {
-        found = find(table, event->address, &at);
-        if (found != NO_ROW) {
-            row = &table->rows[found];
-            if (row->live) return FOR_THE_RULES;
-        } else {
+        row = find(table, event->address, &at);
+        if (row == NO_ROW) {
             if (!has_room(table)) return NEEDS_ROOM;
             row = insert(table, event->address, at);
-        }
-        row->sequence = old->sequence;
-        row->allocated_at_ns = old->allocated_at_ns;
-        row->stack = old->stack;
-        row->label = old->label;
-        row->thread = old->thread;
-        row->api = old->api;
-        row->socket = old->socket;
-        row->origin = old->origin;
-        row->live = 1;
-        put_freed(old, event, sequence, run->timestamp_ns);
+        } else if (table->rows[row].live) return FOR_THE_RULES;
+        struct row moved = table->rows[old];
+        moved.address = event->address;
+        moved.resized = table->rows[row].resized;
+        table->rows[row] = moved;
+        put_freed(table, old, event, sequence, run->timestamp_ns);
     }
-    row->resizes = old->resizes + 1;
-    row->resize_stack = event->stack;
-    row->size_bytes = size_bytes;
+    table->rows[row].size_bytes = size_bytes;
+    set_resizes(table, row, table->rows[old].resized ? table->resizes[old].count + 1 : 1, event->stack);
     run->resizes_ended++;
     if (size_bytes > old_size_bytes) run->allocated_bytes += size_bytes - old_size_bytes;
     else run->freed_bytes += old_size_bytes - size_bytes;
@@ -306,8 +303,10 @@ uint64_t map_apply(struct table *in_table, struct run *in_run, const struct even
         if (i + AHEAD < count) {
             uint32_t found = table.index[homes[(i + AHEAD) % HOMES]];
             if (found != 0) {
-                __builtin_prefetch(&table.rows[found - 1], 1);
-                __builtin_prefetch((const char *) &table.rows[found - 1] + 64, 1);
+                const char *row = (const char *) &table.rows[found - 1];
+                __builtin_prefetch(row, 1);
+                __builtin_prefetch(row + sizeof(struct row) - 1, 1);
+                if (events[i + AHEAD].kind == EVENT_FREED) __builtin_prefetch(&table.frees[found - 1], 1);
             }
         }
         stop = take(&table, &run, &events[i], homes[i % HOMES], run.sequence + i);

@@ -184,8 +184,7 @@ class ArrayBatches:
         table.allocated_at_ns[rows] = chunk.timestamp_ns
         table.stack[rows] = events["stack"]
         table.label[rows] = events["label"]
-        table.resizes[rows] = 0
-        table.resize_stack[rows] = 0
+        table.clear_resizes(rows)
         table.thread[rows] = threads(events)
         table.api[rows] = events["api"]
         table.socket[rows] = events["socket"]

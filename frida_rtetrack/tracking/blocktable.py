@@ -1,12 +1,11 @@
-"""The table of blocks: one row an address that is live or was freed, in one numpy array, found through a hash index.
+"""The table of blocks: one row an address that is live or was freed, in numpy arrays, found through a hash index.
 
 It owns the rows and how they are found; what an event means for a row is map.py's business. There is no Python
-object a block: a row costs 80 bytes and 8 to 16 bytes of index, and rows never written cost no memory.
+object a block: a row costs 48 bytes, 24 more once it was freed, 8 once it was resized, and 8 to 16 bytes of index.
 """
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 from dataclasses import dataclass
 from enum import IntEnum
@@ -94,27 +93,32 @@ ROW_DTYPE = np.dtype(
         ("size_bytes", "<i8"),
         ("sequence", "<u8"),
         ("allocated_at_ns", "<i8"),
-        ("free_sequence", "<u8"),
-        ("freed_at_ns", "<i8"),
         ("stack", "<u4"),
         ("label", "<u4"),
-        ("resize_stack", "<u4"),
-        ("resizes", "<u4"),
-        ("free_stack", "<u4"),
         ("thread", "<u2"),
-        ("free_thread", "<u2"),
         ("api", "u1"),
         ("socket", "i1"),
         ("origin", "u1"),
         ("live", "?"),
-        ("free_api", "u1"),
-        ("unused", "V3"),
+        ("resized", "?"),
+        ("unused", "u1"),
     ]
 )
-"""A row, 80 bytes (`struct row` of native/map_kernel.c): together, so that an event touches two cache lines of it."""
-_WHOLE_ROW = f"V{ROW_DTYPE.itemsize}"
-"""Copied in one piece, where numpy would copy a record field by field."""
-_COLUMNS = tuple(name for name in ROW_DTYPE.names or () if name != "unused")
+"""A row's allocation, 48 bytes together, as most events touch all of it (`struct row` of native/map_kernel.c)."""
+FREE_DTYPE = np.dtype(
+    [
+        ("free_sequence", "<u8"),
+        ("freed_at_ns", "<i8"),
+        ("free_stack", "<u4"),
+        ("free_thread", "<u2"),
+        ("free_api", "u1"),
+        ("unused", "u1"),
+    ]
+)
+"""Its free, 24 bytes (`struct row_free`), never written for a block that was never freed."""
+RESIZE_DTYPE = np.dtype([("resize_stack", "<u4"), ("resizes", "<u4")])
+"""Its resizes, 8 bytes (`struct row_resizes`): zeros, and not written, where `resized` is not set."""
+_PARTS = (ROW_DTYPE, FREE_DTYPE, RESIZE_DTYPE)
 
 _FIRST_CAPACITY = 1 << 22
 """Rows that there is address space for from the start (336 MB): only beyond them a growing table is copied."""
@@ -153,18 +157,21 @@ class BlockTable:
     free_stack: NDArray[np.uint32]
     free_thread: NDArray[np.uint16]
     free_api: NDArray[np.uint8]
+    resized: NDArray[np.bool_]
 
     def __init__(self) -> None:
         """An empty table."""
         self.used = 0
         self._kernel = kernel.load()
-        self._use(_reserved(_FIRST_CAPACITY))
+        self._use(tuple(_reserved(_FIRST_CAPACITY, dtype) for dtype in _PARTS))
         self._rebuild_index()
 
-    def _use(self, rows: NDArray[np.void]) -> None:
-        self._rows = rows
-        for name in _COLUMNS:
-            setattr(self, name, rows[name])
+    def _use(self, parts: tuple[NDArray[np.void], ...]) -> None:
+        self._parts = parts
+        for part in parts:
+            for name in part.dtype.names or ():
+                if name != "unused":
+                    setattr(self, name, part[name])
 
     # ---- finding and adding rows
 
@@ -226,10 +233,11 @@ class BlockTable:
 
     def keep(self, rows: Rows) -> None:
         """Forget every row but `rows` (ascending), and number these from 0."""
-        whole = self._rows.view(_WHOLE_ROW)
-        for start in range(0, rows.size, _ROWS_AT_ONCE):  # a row never moves up: what is read later is still there
-            part = whole.take(rows[start : start + _ROWS_AT_ONCE])
-            whole[start : start + part.size] = part
+        for part in self._parts:
+            whole = part.view(f"V{part.itemsize}")  # copied in one piece, where numpy would copy records field by field
+            for start in range(0, rows.size, _ROWS_AT_ONCE):  # a row never moves up: what is read later is still there
+                moved = whole.take(rows[start : start + _ROWS_AT_ONCE])
+                whole[start : start + moved.size] = moved
         self.used = rows.size
         self._rebuild_index()
 
@@ -242,13 +250,21 @@ class BlockTable:
         self.allocated_at_ns[row] = block.allocated_at_ns
         self.stack[row] = block.stack
         self.label[row] = block.label
-        self.resize_stack[row] = block.resize_stack
-        self.resizes[row] = block.resizes
+        if block.resizes or self.resized.item(row):
+            self.resize_stack[row] = block.resize_stack
+            self.resizes[row] = block.resizes
+            self.resized[row] = block.resizes > 0
         self.thread[row] = block.thread & _THREAD_MASK
         self.api[row] = block.api
         self.socket[row] = block.socket
         self.origin[row] = Origin.BASELINE if block.baseline else Origin.SEEN
         self.live[row] = True
+
+    def clear_resizes(self, rows: Rows) -> None:
+        """Set the resizes of `rows` (n,) to none."""
+        rows = rows[self.resized[rows]]
+        self.resize_stack[rows] = self.resizes[rows] = 0
+        self.resized[rows] = False
 
     def put_freed(self, row: int, freed: Freed) -> None:
         """Make the block of `row` a freed one."""
@@ -310,10 +326,10 @@ class BlockTable:
         """A copy of `rows` (n,) as BLOCK_DTYPE (n,)."""
         copy = np.empty(rows.size, BLOCK_DTYPE)
         for start in range(0, rows.size, _ROWS_AT_ONCE):
-            part = self._rows.take(rows[start : start + _ROWS_AT_ONCE])
+            part = rows[start : start + _ROWS_AT_ONCE]
             into = copy[start : start + part.size]
             for name in BLOCK_DTYPE.names or ():
-                into[name] = part["origin"] == Origin.BASELINE if name == "baseline" else part[name]
+                into[name] = self.origin[part] == Origin.BASELINE if name == "baseline" else getattr(self, name)[part]
         return copy
 
     def grouped(self, rows: Rows, by: str) -> NDArray[np.void]:
@@ -377,16 +393,24 @@ class BlockTable:
         if capacity <= size:
             return
         capacity = max(capacity, 2 * size)
-        grown = _reserved(capacity)
-        grown.view(_WHOLE_ROW)[: self.used] = self._rows.view(_WHOLE_ROW)[: self.used]
-        self._use(grown)
+        self._use(tuple(self._grown(part, capacity) for part in self._parts))
+
+    def _grown(self, part: NDArray[np.void], capacity: int) -> NDArray[np.void]:
+        grown = _reserved(capacity, part.dtype)
+        grown.view(f"V{part.itemsize}")[: self.used] = part.view(f"V{part.itemsize}")[: self.used]
+        return grown
 
     # ---- for the kernel
 
     def for_kernel(self) -> kernel.Table:
         """The table as the kernel sees it, until it grows; what the kernel adds is to be told to `added`."""
         return kernel.Table(
-            self._rows.ctypes.data, self._index.ctypes.data, self.used, self._rows.size, self._mask, self._shift
+            *(part.ctypes.data for part in self._parts),
+            self._index.ctypes.data,
+            self.used,
+            self._parts[0].size,
+            self._mask,
+            self._shift,
         )
 
     def added(self, used: int) -> None:
@@ -400,9 +424,7 @@ class BlockTable:
             self._rebuild_index()
 
 
-def _reserved(capacity: int) -> NDArray[Any]:
-    """An array (capacity,) of rows that costs memory only page by page, as they are written."""
-    pages = mmap.mmap(-1, capacity * ROW_DTYPE.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without them
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(pages, ROW_DTYPE)
+def _reserved(capacity: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """An array (capacity,) that costs memory only page by page, as it is written (and not huge ones, as numpy's do)."""
+    pages = mmap.mmap(-1, capacity * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(pages, dtype)

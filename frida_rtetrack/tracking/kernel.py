@@ -48,6 +48,8 @@ class Table(Structure):
 
     _fields_ = (
         ("rows", c_void_p),
+        ("frees", c_void_p),
+        ("resizes", c_void_p),
         ("index", c_void_p),
         ("used", c_uint64),
         ("capacity", c_uint64),

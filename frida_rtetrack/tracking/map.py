@@ -164,7 +164,8 @@ class TrackingMap:
             table.allocated_at_ns[rows] = timestamp_ns
             table.origin[rows] = Origin.BASELINE
             table.socket[rows] = -1
-            for unknown in (table.label, table.stack, table.thread, table.api, table.resizes, table.resize_stack):
+            table.clear_resizes(rows)
+            for unknown in (table.label, table.stack, table.thread, table.api):
                 unknown[rows] = 0
             table.live[rows] = True
             grown = int(table.size_bytes[rows].sum())
