@@ -30,7 +30,8 @@ HEADER = b"Addr,Size,Type,Backtrace"
 UNKNOWN_TYPE = b"<unknown>"
 NO_BACKTRACE = "<NA>"
 
-_ROWS_PER_WRITE = 1 << 13
+_ROWS_PER_WRITE = 1 << 9
+"""Some hundred KiB: pieces of several MiB would be memory fresh from the kernel each time."""
 _NEEDS_QUOTES = re.compile(rb'[",\r\n]')
 _FRAME = re.compile(r"(.*?\[0x[0-9a-f]+\])(?: |\Z)", re.DOTALL)
 _HINTS = {
@@ -133,8 +134,8 @@ def _write_rows(
     label_text: Callable[[int], bytes | None],
     stack_text: Callable[[int], str],
 ) -> None:
-    labels, label_of = np.unique(blocks["label"], return_inverse=True)
-    stacks, stack_of = np.unique(blocks["stack"], return_inverse=True)
+    labels, stacks = np.unique(blocks["label"]), np.unique(blocks["stack"])
+    label_of, stack_of = np.searchsorted(labels, blocks["label"]), np.searchsorted(stacks, blocks["stack"])
     types = [_quoted(_type_bytes(label_text(int(label)))) + b"," for label in labels]
     backtraces = [_quoted(_backtrace_bytes(int(stack), stack_text)) + b"\n" for stack in stacks]
 

@@ -33,7 +33,9 @@ STACK_TABLE_BYTES = 128 * MIB
 LABEL_TABLE_BYTES = 8 * MIB
 THREAD_TABLE_SLOTS = 1 << 16
 MODULE_TABLE_BYTES = 2 * MIB
-BATCH_EVENTS = 1 << 18
+BATCH_EVENTS = 1 << 16
+"""2 MiB: what was copied out of the ring is still in the caches when it is applied."""
+RELEASE_BYTES = 4 * MIB
 HOLE_PATIENCE_S = 0.05
 
 
@@ -130,6 +132,11 @@ class SessionMemory:
     def heartbeat(self) -> None:
         """Tells the target that the host is alive: a full ring is worth waiting for."""
         self.header["heartbeat_ns"] = time.monotonic_ns()
+
+    def release_ring(self, first: int, end: int) -> None:
+        """Unmaps the pages of the slots `first` to `end` until they are read again; what is in them stays."""
+        offset, slot_bytes = int(self.header["ring_offset"]), EVENT_DTYPE.itemsize
+        self._map.madvise(mmap.MADV_DONTNEED, offset + first * slot_bytes, (end - first) * slot_bytes)
 
     def counter(self, name: str) -> int:
         """The header's field `name`, as it is now."""
@@ -231,6 +238,8 @@ class RingReader:
         self._alive = thread_alive
         self._capacity = len(memory.ring)
         self._tail = memory.counter("tail")
+        self._release_events = min(RELEASE_BYTES // EVENT_DTYPE.itemsize, self._capacity)
+        self._released = self._tail - self._tail % self._release_events
         self._stuck_since: float | None = None
         self.holes = 0
 
@@ -262,6 +271,15 @@ class RingReader:
         self._tail += count
         self._memory.header["tail"] = self._tail
         self._stuck_since = None
+        if self._tail >= self._released + self._release_events:
+            self._release()
+
+    def _release(self) -> None:
+        """What has been read need not count as the host's memory until the ring comes round again."""
+        first, self._released = self._released, self._tail - self._tail % self._release_events
+        for at in range(first, self._released, self._release_events):
+            slot = at % self._capacity
+            self._memory.release_ring(slot, slot + self._release_events)
 
     def _pass_over_dead_hole(self) -> None:
         now = time.monotonic()

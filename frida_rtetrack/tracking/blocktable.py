@@ -1,7 +1,7 @@
-"""The table of blocks: one row an address that is live or was freed, in numpy columns, found through a hash index.
+"""The table of blocks: one row an address that is live or was freed, in numpy arrays, found through a hash index.
 
 It owns the rows and how they are found; what an event means for a row is map.py's business. There is no Python
-object a block: a row costs 77 bytes of columns and 8 to 16 bytes of index, and rows never written cost no memory.
+object a block: a row costs 48 bytes, 24 more once it was freed, 8 once it was resized, and 8 to 16 bytes of index.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from frida_rtetrack.tracking import kernel
 
 Addresses = NDArray[np.uint64]
 Rows = NDArray[np.int64]
@@ -85,40 +87,56 @@ BLOCK_DTYPE = np.dtype(
 )
 """A live block in a snapshot; the fields are Block's."""
 
-_COLUMNS: tuple[tuple[str, type[np.generic]], ...] = (
-    ("address", np.uint64),
-    ("size_bytes", np.int64),
-    ("sequence", np.uint64),
-    ("allocated_at_ns", np.int64),
-    ("stack", np.uint32),
-    ("label", np.uint32),
-    ("resize_stack", np.uint32),
-    ("resizes", np.uint32),
-    ("thread", np.uint16),
-    ("api", np.uint8),
-    ("socket", np.int8),
-    ("origin", np.uint8),
-    ("live", np.bool_),
-    ("free_sequence", np.uint64),
-    ("freed_at_ns", np.int64),
-    ("free_stack", np.uint32),
-    ("free_thread", np.uint16),
-    ("free_api", np.uint8),
+ROW_DTYPE = np.dtype(
+    [
+        ("address", "<u8"),
+        ("size_bytes", "<i8"),
+        ("sequence", "<u8"),
+        ("allocated_at_ns", "<i8"),
+        ("stack", "<u4"),
+        ("label", "<u4"),
+        ("thread", "<u2"),
+        ("api", "u1"),
+        ("socket", "i1"),
+        ("origin", "u1"),
+        ("live", "?"),
+        ("resized", "?"),
+        ("unused", "u1"),
+    ]
 )
+"""A row's allocation, 48 bytes together, as most events touch all of it (`struct row` of native/map_kernel.c)."""
+FREE_DTYPE = np.dtype(
+    [
+        ("free_sequence", "<u8"),
+        ("freed_at_ns", "<i8"),
+        ("free_stack", "<u4"),
+        ("free_thread", "<u2"),
+        ("free_api", "u1"),
+        ("unused", "u1"),
+    ]
+)
+"""Its free, 24 bytes (`struct row_free`), never written for a block that was never freed."""
+RESIZE_DTYPE = np.dtype([("resize_stack", "<u4"), ("resizes", "<u4")])
+"""Its resizes, 8 bytes (`struct row_resizes`): zeros, and not written, where `resized` is not set."""
+_PARTS = (ROW_DTYPE, FREE_DTYPE, RESIZE_DTYPE)
 
 _FIRST_CAPACITY = 1 << 22
-"""Rows that there is address space for from the start (320 MB): only beyond them a growing table is copied."""
+"""Rows that there is address space for from the start (336 MB): only beyond them a growing table is copied."""
 _SMALLEST_INDEX_BITS = 12
 _MULTIPLIER = 0x9E37_79B9_7F4A_7C15
 """2^64 / golden ratio (Knuth, The Art of Computer Programming 3, 6.4): spreads the regular addresses of a heap."""
 _U64_MASK = (1 << 64) - 1
+_THREAD_MASK = 0xFFFF
+"""The thread table has so many slots; an event has room for larger numbers, and the program writes what it likes."""
+_ROWS_AT_ONCE = 1 << 14
+"""Copied together, so that they are still in the caches when the next column is."""
 
 
 class BlockTable:
     """Rows by address. Columns are arrays of the table's capacity, of which the first `used` rows hold blocks.
 
-    A column is replaced when the table grows: read it from the table again after an insert. Row numbers hold until
-    `keep` is called.
+    A column is a view with gaps: index it, as `take` would copy it whole first. It is replaced when the table grows:
+    read it from the table again after an insert. Row numbers hold until `keep` is called.
     """
 
     address: NDArray[np.uint64]
@@ -139,18 +157,28 @@ class BlockTable:
     free_stack: NDArray[np.uint32]
     free_thread: NDArray[np.uint16]
     free_api: NDArray[np.uint8]
+    resized: NDArray[np.bool_]
 
     def __init__(self) -> None:
         """An empty table."""
         self.used = 0
-        for name, dtype in _COLUMNS:
-            setattr(self, name, _reserved(_FIRST_CAPACITY, dtype))
+        self._kernel = kernel.load()
+        self._use(tuple(_reserved(_FIRST_CAPACITY, dtype) for dtype in _PARTS))
         self._rebuild_index()
+
+    def _use(self, parts: tuple[NDArray[np.void], ...]) -> None:
+        self._parts = parts
+        for part in parts:
+            for name in part.dtype.names or ():
+                if name != "unused":
+                    setattr(self, name, part[name])
 
     # ---- finding and adding rows
 
     def find(self, addresses: Addresses) -> Rows:
         """The rows of `addresses`, in their shape (n,); -1 where there is none."""
+        if self._kernel is not None:
+            return self._kernel.find(self.for_kernel(), addresses)
         rows = np.empty(addresses.size, np.int64)
         waiting, wanted, slots = None, addresses, self._home(addresses)
         while True:
@@ -160,7 +188,7 @@ class BlockTable:
             else:
                 rows[waiting] = found
             # Row -1 reads the last one's address, whatever it is: the slot is empty and ends the search.
-            collided = np.flatnonzero((self.address.take(found) != wanted) & (found >= 0))
+            collided = np.flatnonzero((self.address[found] != wanted) & (found >= 0))
             if not collided.size:
                 return rows
             waiting = collided if waiting is None else waiting.take(collided)
@@ -205,9 +233,11 @@ class BlockTable:
 
     def keep(self, rows: Rows) -> None:
         """Forget every row but `rows` (ascending), and number these from 0."""
-        for name, _ in _COLUMNS:
-            column = getattr(self, name)
-            column[: rows.size] = column.take(rows)
+        for part in self._parts:
+            whole = part.view(f"V{part.itemsize}")  # copied in one piece, where numpy would copy records field by field
+            for start in range(0, rows.size, _ROWS_AT_ONCE):  # a row never moves up: what is read later is still there
+                moved = whole.take(rows[start : start + _ROWS_AT_ONCE])
+                whole[start : start + moved.size] = moved
         self.used = rows.size
         self._rebuild_index()
 
@@ -220,13 +250,21 @@ class BlockTable:
         self.allocated_at_ns[row] = block.allocated_at_ns
         self.stack[row] = block.stack
         self.label[row] = block.label
-        self.resize_stack[row] = block.resize_stack
-        self.resizes[row] = block.resizes
-        self.thread[row] = block.thread
+        if block.resizes or self.resized.item(row):
+            self.resize_stack[row] = block.resize_stack
+            self.resizes[row] = block.resizes
+            self.resized[row] = block.resizes > 0
+        self.thread[row] = block.thread & _THREAD_MASK
         self.api[row] = block.api
         self.socket[row] = block.socket
         self.origin[row] = Origin.BASELINE if block.baseline else Origin.SEEN
         self.live[row] = True
+
+    def clear_resizes(self, rows: Rows) -> None:
+        """Set the resizes of `rows` (n,) to none."""
+        rows = rows[self.resized[rows]]
+        self.resize_stack[rows] = self.resizes[rows] = 0
+        self.resized[rows] = False
 
     def put_freed(self, row: int, freed: Freed) -> None:
         """Make the block of `row` a freed one."""
@@ -234,7 +272,7 @@ class BlockTable:
         self.free_sequence[row] = freed.sequence
         self.freed_at_ns[row] = freed.timestamp_ns
         self.free_stack[row] = freed.stack
-        self.free_thread[row] = freed.thread
+        self.free_thread[row] = freed.thread & _THREAD_MASK
         self.free_api[row] = freed.api
 
     def block(self, row: int) -> Block | None:
@@ -287,15 +325,18 @@ class BlockTable:
     def blocks(self, rows: Rows) -> NDArray[np.void]:
         """A copy of `rows` (n,) as BLOCK_DTYPE (n,)."""
         copy = np.empty(rows.size, BLOCK_DTYPE)
-        for name in BLOCK_DTYPE.names or ():
-            copy[name] = self.origin.take(rows) == Origin.BASELINE if name == "baseline" else getattr(self, name)[rows]
+        for start in range(0, rows.size, _ROWS_AT_ONCE):
+            part = rows[start : start + _ROWS_AT_ONCE]
+            into = copy[start : start + part.size]
+            for name in BLOCK_DTYPE.names or ():
+                into[name] = self.origin[part] == Origin.BASELINE if name == "baseline" else getattr(self, name)[part]
         return copy
 
     def grouped(self, rows: Rows, by: str) -> NDArray[np.void]:
         """`rows` grouped by their column `by`, the largest first: fields `by`, blocks, bytes, oldest_ns, shape (m,)."""
         key = getattr(self, by)
         dtype = np.dtype([(by, key.dtype), ("blocks", "<u8"), ("bytes", "<u8"), ("oldest_ns", "<i8")])
-        values, inverse = np.unique(key.take(rows), return_inverse=True)
+        values, inverse = np.unique(key[rows], return_inverse=True)
         groups = np.empty(values.size, dtype)
         if not rows.size:
             return groups
@@ -303,8 +344,8 @@ class BlockTable:
         starts = np.flatnonzero(np.diff(inverse.take(order), prepend=-1))
         groups[by] = values
         groups["blocks"] = np.diff(np.append(starts, rows.size))
-        groups["bytes"] = np.add.reduceat(self.size_bytes.take(rows.take(order)), starts)
-        groups["oldest_ns"] = np.minimum.reduceat(self.allocated_at_ns.take(rows.take(order)), starts)
+        groups["bytes"] = np.add.reduceat(self.size_bytes[rows.take(order)], starts)
+        groups["oldest_ns"] = np.minimum.reduceat(self.allocated_at_ns[rows.take(order)], starts)
         return groups.take(np.argsort(-groups["bytes"].astype(np.int64), kind="stable"))
 
     # ---- the index: open addressing, linear probing, at most half full; a slot holds a row + 1, or 0
@@ -315,7 +356,7 @@ class BlockTable:
 
     def _enter(self, rows: Rows) -> None:
         """Put `rows` into the index."""
-        slots = self._home(self.address.take(rows))
+        slots = self._home(self.address[rows])
         while rows.size:
             free = np.flatnonzero(self._index.take(slots) == 0)
             self._index[slots.take(free)] = rows.take(free) + 1
@@ -334,6 +375,9 @@ class BlockTable:
         self._shift = 64 - bits
         self._mask = (1 << bits) - 1
         self._index: NDArray[np.uint32] = np.zeros(1 << bits, np.uint32)
+        if self._kernel is not None:
+            self._kernel.index(self.for_kernel())
+            return
         keys = (self._home(self.address[: self.used]) << 32) | np.arange(self.used)
         keys.sort()
         rows = keys & 0xFFFF_FFFF
@@ -349,13 +393,38 @@ class BlockTable:
         if capacity <= size:
             return
         capacity = max(capacity, 2 * size)
-        for name, dtype in _COLUMNS:
-            grown = _reserved(capacity, dtype)
-            grown[: self.used] = getattr(self, name)[: self.used]
-            setattr(self, name, grown)
+        self._use(tuple(self._grown(part, capacity) for part in self._parts))
+
+    def _grown(self, part: NDArray[np.void], capacity: int) -> NDArray[np.void]:
+        grown = _reserved(capacity, part.dtype)
+        grown.view(f"V{part.itemsize}")[: self.used] = part.view(f"V{part.itemsize}")[: self.used]
+        return grown
+
+    # ---- for the kernel
+
+    def for_kernel(self) -> kernel.Table:
+        """The table as the kernel sees it, until it grows; what the kernel adds is to be told to `added`."""
+        return kernel.Table(
+            *(part.ctypes.data for part in self._parts),
+            self._index.ctypes.data,
+            self.used,
+            self._parts[0].size,
+            self._mask,
+            self._shift,
+        )
+
+    def added(self, used: int) -> None:
+        """The kernel has put rows into the table, and into its index, so that `used` are in use."""
+        self.used = used
+
+    def make_room(self) -> None:
+        """Make room for a row more, and many after it."""
+        self._reserve(self.used + 1)
+        if 2 * (self.used + 1) > self._index.size:
+            self._rebuild_index()
 
 
-def _reserved(capacity: int, dtype: type[np.generic]) -> NDArray[Any]:
+def _reserved(capacity: int, dtype: np.dtype[Any]) -> NDArray[Any]:
     """An array (capacity,) that costs memory only page by page, as it is written (and not huge ones, as numpy's do)."""
-    pages = mmap.mmap(-1, capacity * np.dtype(dtype).itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages = mmap.mmap(-1, capacity * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return np.frombuffer(pages, dtype)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frida_rtetrack.stream.events import EventBatch, sizes
-from frida_rtetrack.tracking.map import Block, TrackingMap
+from frida_rtetrack.tracking.map import Block, LiveSet, TrackingMap
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,8 @@ class HeapSnapshot:
     inserts: bool
     """Whether its blocks become the tracking's baseline."""
     started_sequence: int = 0
-    live: NDArray[np.void] | None = None
-    """The live set at the moment of the snapshot, BLOCK_DTYPE."""
+    live: LiveSet | None = None
+    """The live set at the moment of the snapshot."""
     events: list[EventBatch] = field(default_factory=list)
     difference: HeapDifference | None = None
     ended: threading.Event = field(default_factory=threading.Event)
@@ -78,26 +78,13 @@ class HeapSnapshot:
         """
         live = self.live
         assert live is not None
-        busy = np.concatenate([batch["address"] for batch in self.events]) if self.events else np.empty(0, np.uint64)
-        size = np.concatenate([sizes(batch) for batch in self.events]) if self.events else np.empty(0, np.uint64)
-        missing = np.flatnonzero(~np.isin(busy, live["address"]))
-        unexpected = live["address"][~np.isin(live["address"], busy)]
-        sequences = (
-            dict(zip(live["address"].tolist(), live["sequence"].tolist(), strict=True)) if len(unexpected) else {}
-        )
+        none: NDArray[np.uint64] = np.empty(0, np.uint64)
+        busy = np.concatenate([none, *(batch["address"] for batch in self.events)])
+        size = np.concatenate([none, *(sizes(batch) for batch in self.events)])
+        missing, unexpected = tracking.unexplained(busy, live, self.started_sequence)
         return HeapDifference(
-            tuple(BusyElement(int(busy[i]), int(size[i])) for i in missing if self._is_missing(tracking, int(busy[i]))),
-            tuple(
-                block
-                for block in (tracking.find(int(address)).block for address in unexpected)
-                if block is not None and block.sequence == sequences.get(block.address)
-            ),
-            len(busy),
+            tuple(BusyElement(int(busy[i]), int(size[i])) for i in missing),
+            unexpected,
+            busy.size,
             self.started_sequence,
         )
-
-    def _is_missing(self, tracking: TrackingMap, address: int) -> bool:
-        found = tracking.find(address)
-        if found.block is not None and found.offset == 0:
-            return False
-        return found.freed is None or found.freed.freed.sequence < self.started_sequence

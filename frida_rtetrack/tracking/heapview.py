@@ -153,7 +153,7 @@ class HeapView(Subscriber):
             self._arriving = self._awaited.setdefault(argument, HeapSnapshot(inserts=False))
             self._arriving.started_sequence = self._tracking.events
         elif kind is Mark.HEAP_SNAPSHOT and self._arriving is not None and self._arriving.live is None:
-            self._arriving.live = self._tracking.live()
+            self._arriving.live = self._tracking.live_set()
         elif kind is Mark.BASELINE_ENDED and self._arriving is not None:
             self._take(self._arriving, final=argument == FINAL_BASELINE)
             self._arriving = None

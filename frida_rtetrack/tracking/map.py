@@ -3,9 +3,7 @@
 It owns the block table and the counters and knows nothing of where events come from (ring, recording, test) or who
 reads the answers. Answers are exact to the event and do not depend on how the stream is cut into batches.
 
-A chunk of a batch is sorted by address. On an address that sees allocation and free in turn, and began in the state
-that the table says, array operations do everything. Any other address (bad free, resize, allocation of a live address)
-has its events taken one by one, in order; the changes in bytes of both kinds are summed up in event order.
+The compiled kernel takes the events, or numpy where there is none.
 """
 
 from __future__ import annotations
@@ -13,11 +11,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from frida_rtetrack.stream.events import EVENT_DTYPE, SIZE_BITS, SIZE_MASK, EventBatch, Kind, sizes, threads
+from frida_rtetrack.stream.events import EVENT_DTYPE, EventBatch
+from frida_rtetrack.tracking import kernel
+from frida_rtetrack.tracking.arraybatches import ArrayBatches
 from frida_rtetrack.tracking.blocktable import (
     BLOCK_DTYPE,
     Addresses,
@@ -28,7 +29,8 @@ from frida_rtetrack.tracking.blocktable import (
     Origin,
     Rows,
 )
-from frida_rtetrack.tracking.rules import MEMZONE_APIS, BadFree, BadFreeKind, Call, Rules, Totals
+from frida_rtetrack.tracking.compiledbatches import CompiledBatches
+from frida_rtetrack.tracking.rules import BadFree, BadFreeKind, Changes, Rules, Totals
 
 __all__ = [
     "BLOCK_DTYPE",
@@ -37,6 +39,7 @@ __all__ = [
     "Block",
     "Freed",
     "FreedBlock",
+    "LiveSet",
     "Lookup",
     "Peak",
     "Totals",
@@ -67,36 +70,13 @@ class Lookup:
     """The block that began right there and was freed."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    """Events that are applied together, and what each changes."""
+class LiveSet(NamedTuple):
+    """The blocks that are live at one moment, in no particular order."""
 
-    events: EventBatch
-    size_bytes: NDArray[np.int64]
-    timestamp_ns: int
-    bytes_changes: NDArray[np.int64]
-    """Of live bytes, by event."""
-    blocks_changes: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, events: EventBatch, timestamp_ns: int) -> _Chunk:
-        """`events` (n,), of which none has changed anything yet."""
-        changes = np.zeros((2, events.size), np.int64)
-        return cls(events, sizes(events).astype(np.int64), timestamp_ns, changes[0], changes[1])
-
-
-# Sort keys: address / 16 in the high 44 bits, then the event's place in the chunk, then its code.
-_KEY_ADDRESS_SHIFT = np.uint64(20)
-_KEY_PLACE_SHIFT = np.uint64(2)
-_KEY_PLACE_MASK = np.uint64((1 << 18) - 1)
-_KEY_CODE_MASK = np.uint64(3)
-_KEY_ONE_ADDRESS = np.uint64(1 << 20)
-_NOT_IN_KEY = np.uint64(0xFFFF_0000_0000_000F)
-"""Address bits that a key has no room for; DPDK's blocks, in user space and aligned to cache lines, have none."""
-_ALLOCATED, _FREED, _BASELINE, _SINGLY, _NO_BLOCK = range(5)
-_CODES = np.full(256, _NO_BLOCK, np.uint64)
-_CODES[[Kind.ALLOCATED, Kind.FREED, Kind.BASELINE_BLOCK]] = _ALLOCATED, _FREED, _BASELINE
-_CODES[[Kind.RESIZE_STARTED, Kind.RESIZE_ENDED, Kind.MARK]] = _SINGLY
+    addresses: Addresses
+    """Shape (n,)."""
+    sequences: NDArray[np.uint64]
+    """Numbers of the events that allocated them, (n,)."""
 
 
 class TrackingMap:
@@ -105,7 +85,7 @@ class TrackingMap:
     CHUNK_EVENTS = 1 << 16
     """Events handled at once, at most 2^18; freed blocks are forgotten only at event numbers that it divides."""
     SINGLY_AT_MOST = 24
-    """Up to so many events it is cheaper to take each by itself."""
+    """Up to so many events it is cheaper to take each by itself; with the kernel it is not."""
 
     def __init__(self, *, complete: bool = True, freed_kept: int = 1_000_000) -> None:
         """An empty map.
@@ -122,6 +102,12 @@ class TrackingMap:
         self._peak = Peak()
         self._freed_kept = freed_kept
         self._rules = Rules(self._table, complete=complete)
+        compiled = kernel.load()
+        self._batches: CompiledBatches | ArrayBatches = (
+            ArrayBatches(self._table, self._rules, self.SINGLY_AT_MOST)
+            if compiled is None
+            else CompiledBatches(compiled, self._table, self._rules)
+        )
 
     # ---- events in
 
@@ -137,14 +123,10 @@ class TrackingMap:
         with self._lock:
             start = 0
             while start < batch.size:
-                end = start + self.CHUNK_EVENTS - self._events % self.CHUNK_EVENTS
-                chunk = _Chunk.of(batch[start:end], timestamp_ns)
-                if chunk.events.size <= self.SINGLY_AT_MOST:
-                    self._apply_singly(chunk, np.arange(chunk.events.size), bad)
-                else:
-                    self._apply_sorted(chunk, bad)
-                self._settle(chunk)
-                start += chunk.events.size
+                part = batch[start : start + self.CHUNK_EVENTS - self._events % self.CHUNK_EVENTS]
+                changes = self._batches.apply(part, self._events, timestamp_ns, bad)
+                self._settle(part.size, changes, timestamp_ns)
+                start += part.size
                 if self._events % self.CHUNK_EVENTS == 0 and self.freed_blocks > self._freed_kept:
                     self._forget_oldest_frees()
         return bad
@@ -172,8 +154,8 @@ class TrackingMap:
         with self._lock:
             addresses, first = np.unique(np.asarray(addresses, np.uint64), return_index=True)
             rows = self._table.find(addresses)
-            freed_since = self._table.free_sequence.take(rows) >= since_sequence
-            new = (rows < 0) | ~(self._table.live.take(rows) | freed_since)
+            freed_since = self._table.free_sequence[rows] >= since_sequence
+            new = (rows < 0) | ~(self._table.live[rows] | freed_since)
             rows, addresses = rows[new], addresses[new]
             rows[rows < 0] = self._table.insert(addresses[rows < 0])
             table = self._table
@@ -182,10 +164,11 @@ class TrackingMap:
             table.allocated_at_ns[rows] = timestamp_ns
             table.origin[rows] = Origin.BASELINE
             table.socket[rows] = -1
-            for unknown in (table.label, table.stack, table.thread, table.api, table.resizes, table.resize_stack):
+            table.clear_resizes(rows)
+            for unknown in (table.label, table.stack, table.thread, table.api):
                 unknown[rows] = 0
             table.live[rows] = True
-            grown = int(table.size_bytes.take(rows).sum())
+            grown = int(table.size_bytes[rows].sum())
             self._rules.count["baseline_blocks"] += rows.size
             self._rules.count["baseline_bytes"] += grown
             self._live_blocks += rows.size
@@ -203,11 +186,11 @@ class TrackingMap:
             sequence_at = {block.address: block.sequence for block in blocks}
             addresses = np.array(sorted(sequence_at), np.uint64)
             rows: Rows = self._table.find(addresses)
-            same = self._table.sequence.take(rows) == np.array([sequence_at[int(a)] for a in addresses], np.uint64)
-            rows = rows[(rows >= 0) & self._table.live.take(rows) & same]
+            same = self._table.sequence[rows] == np.array([sequence_at[int(a)] for a in addresses], np.uint64)
+            rows = rows[(rows >= 0) & self._table.live[rows] & same]
             if rows.size:
                 self._live_blocks -= rows.size
-                self._live_bytes -= int(self._table.size_bytes.take(rows).sum())
+                self._live_bytes -= int(self._table.size_bytes[rows].sum())
                 self._drop(rows)
             return rows.size
 
@@ -261,6 +244,43 @@ class TrackingMap:
         with self._lock:
             return self._table.blocks(self._table.live_rows())
 
+    def live_set(self) -> LiveSet:
+        """What is live at this moment, to be compared with DPDK's heap when that has been read."""
+        with self._lock:
+            rows = self._table.live_rows()
+            return LiveSet(self._table.address[rows], self._table.sequence[rows])
+
+    def unexplained(
+        self, busy: Addresses, then: LiveSet, since_sequence: int
+    ) -> tuple[NDArray[np.int64], tuple[Block, ...]]:
+        """What this map and DPDK's heap, which had the `busy` blocks (n,) when `then` was live, disagree about.
+
+        Returns the indices (m,) of busy blocks that were not live, are not now and were not freed from event number
+        `since_sequence` on; and the blocks that were live, still are, unchanged, and were not busy.
+        """
+        with self._lock:
+            table = self._table
+            rows = table.find(busy)
+            known = rows >= 0
+            explained = known & (table.live[rows] | (table.free_sequence[rows] >= since_sequence))
+            missing = np.flatnonzero(~explained)
+            was_busy = np.zeros(table.used, np.bool_)
+            was_busy[rows[known]] = True
+            others = np.flatnonzero(table.live[: table.used] & ~was_busy)
+            others = others[table.sequence[others] <= then.sequences.max(initial=0)]  # the rest is newer
+            if missing.size:
+                missing = missing[~np.isin(busy[missing], then.addresses)]
+            if not then.addresses.size:
+                others = others[:0]
+            if others.size:
+                order = np.argsort(then.addresses)
+                place = np.searchsorted(then.addresses, table.address[others], sorter=order)
+                place = order[np.minimum(place, order.size - 1)]
+                same = then.addresses[place] == table.address[others]
+                others = others[same & (then.sequences[place] == table.sequence[others])]
+            blocks = (table.block(row) for row in others.tolist())
+            return missing, tuple(block for block in blocks if block is not None)
+
     def find(self, address: int) -> Lookup:
         """What is known of `address`: live, inside a live block, freed."""
         with self._lock:
@@ -284,8 +304,8 @@ class TrackingMap:
             earliest = min((free.sequence for free in frees), default=0)
             used = slice(0, table.used)
             rows = np.flatnonzero(table.live[used] | (table.free_sequence[used] > earliest))
-            rows = rows[np.argsort(table.address.take(rows), kind="stable")]
-            starts = table.address.take(rows)
+            rows = rows[np.argsort(table.address[rows], kind="stable")]
+            starts = table.address[rows]
             return [self._containing(free, rows, starts) for free in frees]
 
     def _containing(self, free: BadFree, rows: Rows, starts: Addresses) -> Block | None:
@@ -320,148 +340,27 @@ class TrackingMap:
     def differences(self, busy: Addresses) -> tuple[Addresses, Addresses]:
         """Compare with `busy` (n,), the blocks in DPDK's heap: those missing here, those only here; both ascending."""
         with self._lock:
-            live = self._table.address.take(self._table.live_rows())
+            live = self._table.address[self._table.live_rows()]
         return np.setdiff1d(busy, live), np.setdiff1d(live, busy)
 
     def _grouped(self, by: str, allocated_until_ns: int | None) -> NDArray[np.void]:
         with self._lock:
             rows = self._table.live_rows()
             if allocated_until_ns is not None:
-                rows = rows[self._table.allocated_at_ns.take(rows) <= allocated_until_ns]
+                rows = rows[self._table.allocated_at_ns[rows] <= allocated_until_ns]
             return self._table.grouped(rows, by)
 
-    # ---- many events at once
-
-    def _apply_sorted(self, chunk: _Chunk, bad: list[BadFree]) -> None:
-        """Sort by address, then take the addresses in good order all at once, and the others' events singly."""
-        keys, singly = self._sort_keys(chunk)
-        if keys.size:
-            keys.sort()
-            starts, rows, orderly = self._groups(keys, bool((chunk.events["kind"] == Kind.RESIZE_ENDED).any()))
-            if not orderly.all():
-                lengths = np.diff(starts, append=keys.size)
-                taken = np.repeat(orderly, lengths)
-                singly = np.concatenate((singly, _places(keys[~taken])))
-                keys, rows, lengths = keys[taken], rows[orderly], lengths[orderly]
-                starts = np.cumsum(lengths) - lengths
-            if keys.size:
-                self._apply_orderly(chunk, keys, starts, rows)
-        if singly.size:
-            singly.sort()
-            self._apply_singly(chunk, singly, bad)
-
-    def _sort_keys(self, chunk: _Chunk) -> tuple[Addresses, Rows]:
-        """The sort keys (k,) of the chunk's events, and the places (m,) of those with an address that fits no key."""
-        address = np.ascontiguousarray(chunk.events["address"])
-        code = _CODES.take(chunk.events["kind"])
-        code[np.isin(chunk.events["api"], MEMZONE_APIS) & (code == _ALLOCATED)] = _SINGLY
-        keys = (address << np.uint64(16)) | (np.arange(address.size, dtype=np.uint64) << _KEY_PLACE_SHIFT) | code
-        no_block = code == _NO_BLOCK
-        odd = (address & _NOT_IN_KEY) != 0
-        apart = no_block | odd
-        if not apart.any():
-            return keys, np.empty(0, np.int64)
-        failed = chunk.size_bytes[chunk.events["kind"] == Kind.ALLOCATION_FAILED]
-        self._rules.count["failed"] += failed.size
-        # In two halves: whatever a program asks for in vain, the sums do not overflow.
-        self._rules.count["failed_bytes"] += (int((failed >> 24).sum()) << 24) + int((failed & 0xFF_FFFF).sum())
-        return keys[~apart], np.flatnonzero(odd & ~no_block)
-
-    def _groups(self, keys: Addresses, resizes_end: bool) -> tuple[Rows, Rows, NDArray[np.bool_]]:
-        """For each address in the sorted `keys`: where it starts, its row or -1, whether its events are in good order.
-
-        Good order is allocation and free in turn, beginning with what the row's state allows, or one baseline block of
-        an address never seen.
-        """
-        step = keys[1:] ^ keys[:-1]
-        same_address = step < _KEY_ONE_ADDRESS
-        wrong = (keys & _KEY_CODE_MASK) == _SINGLY
-        wrong[1:] |= same_address & ((step & _KEY_CODE_MASK) != (_ALLOCATED ^ _FREED))
-        starts = np.concatenate((np.zeros(1, np.int64), np.flatnonzero(~same_address) + 1))
-        first = keys.take(starts)
-        addresses = _addresses(first)
-        rows = self._table.find(addresses)
-        live = (rows >= 0) & self._table.live.take(rows)
-        first &= _KEY_CODE_MASK
-        orderly = (first == _FREED) == live
-        orderly &= (first != _BASELINE) | (rows < 0)
-        orderly &= ~(live & np.isin(self._table.api.take(rows), MEMZONE_APIS))
-        if wrong.any():
-            orderly &= ~np.logical_or.reduceat(wrong, starts)
-        if resizes_end and self._rules.resizes:
-            orderly &= ~np.isin(addresses, [resize.address for resize in self._rules.resizes.values()])
-        return starts, rows, orderly
-
-    def _apply_orderly(self, chunk: _Chunk, keys: Addresses, starts: Rows, rows: Rows) -> None:
-        """Apply the events of addresses in good order, given as by `_groups`; a row gets only its last state."""
-        table = self._table
-        unseen = rows < 0
-        rows[unseen] = table.insert(_addresses(keys.take(starts[unseen])))
-
-        place = _places(keys)
-        code = keys & _KEY_CODE_MASK
-        is_free = code == _FREED
-        allocated_bytes = chunk.size_bytes.take(place)
-        # A free is of the block that the event before it allocated, or that was live before the chunk.
-        freed_bytes = np.roll(allocated_bytes, 1)
-        lived_before = is_free.take(starts)
-        freed_bytes[starts[lived_before]] = table.size_bytes.take(rows[lived_before])
-        change = np.where(is_free, -freed_bytes, allocated_bytes)
-        chunk.bytes_changes[place] = change
-        chunk.blocks_changes[place] = np.where(is_free, -1, 1)
-
-        last = np.append(starts[1:], keys.size) - 1
-        ends_free = is_free.take(last)
-        allocation = last - ends_free  # where it was allocated last, unless that was before the chunk
-        in_chunk = allocation >= starts
-        allocation = allocation[in_chunk]
-        self._write_allocations(chunk, rows[in_chunk], place.take(allocation), code.take(allocation) == _BASELINE)
-        self._write_frees(chunk, rows[ends_free], place.take(last[ends_free]))
-
-        baseline = change[code == _BASELINE]
-        gained = int(change[~is_free].sum())
-        self._rules.count["baseline_blocks"] += baseline.size
-        self._rules.count["baseline_bytes"] += int(baseline.sum())
-        self._rules.count["frees"] += int(is_free.sum())
-        self._rules.count["freed_bytes"] += gained - int(change.sum())
-        self._rules.count["allocations"] += keys.size - int(is_free.sum()) - baseline.size
-        self._rules.count["allocated_bytes"] += gained - int(baseline.sum())
-
-    def _write_allocations(self, chunk: _Chunk, rows: Rows, places: Rows, baseline: NDArray[np.bool_]) -> None:
-        """Make `rows` (n,) the live blocks that the events at `places` (n,) allocate."""
-        table, events = self._table, chunk.events.take(places)
-        table.size_bytes[rows] = chunk.size_bytes.take(places)
-        table.sequence[rows] = places + self._events
-        table.allocated_at_ns[rows] = chunk.timestamp_ns
-        table.stack[rows] = events["stack"]
-        table.label[rows] = events["label"]
-        table.resizes[rows] = 0
-        table.resize_stack[rows] = 0
-        table.thread[rows] = threads(events)
-        table.api[rows] = events["api"]
-        table.socket[rows] = events["socket"]
-        table.origin[rows] = baseline  # Origin.SEEN is 0, Origin.BASELINE 1
-        table.live[rows] = True
-
-    def _write_frees(self, chunk: _Chunk, rows: Rows, places: Rows) -> None:
-        """Make `rows` (n,) freed blocks, freed by the events at `places` (n,)."""
-        table, events = self._table, chunk.events.take(places)
-        table.live[rows] = False
-        table.free_sequence[rows] = places + self._events
-        table.freed_at_ns[rows] = chunk.timestamp_ns
-        table.free_stack[rows] = events["stack"]
-        table.free_thread[rows] = threads(events)
-        table.free_api[rows] = events["api"]
-
-    def _settle(self, chunk: _Chunk) -> None:
-        """Number the chunk's events and add up what they changed, with the high watermark on the way."""
-        running = np.cumsum(chunk.bytes_changes)
-        top = int(running.argmax())
-        top_blocks = self._live_blocks + int(chunk.blocks_changes[: top + 1].sum())
-        self._raise_peak(top_blocks, self._live_bytes + int(running[top]), chunk.timestamp_ns, self._events + top)
-        self._live_bytes += int(running[-1])
-        self._live_blocks += int(chunk.blocks_changes.sum())
-        self._events += chunk.events.size
+    def _settle(self, events: int, changes: Changes, timestamp_ns: int) -> None:
+        """Number `events` events, and add up what they changed, with the high watermark on the way."""
+        self._raise_peak(
+            self._live_blocks + changes.top_blocks,
+            self._live_bytes + changes.top_bytes,
+            timestamp_ns,
+            changes.top_sequence,
+        )
+        self._live_bytes += changes.bytes
+        self._live_blocks += changes.blocks
+        self._events += events
 
     def _raise_peak(self, blocks: int, size_bytes: int, timestamp_ns: int, sequence: int) -> None:
         if size_bytes > self._peak.bytes:
@@ -469,7 +368,7 @@ class TrackingMap:
 
     def _forget_oldest_frees(self) -> None:
         rows = self._table.freed_rows()
-        sequences = self._table.free_sequence.take(rows)
+        sequences = self._table.free_sequence[rows]
         excess = rows.size - self._freed_kept // 2
         self._drop(rows[sequences < np.partition(sequences, excess)[excess]] if excess < rows.size else rows)
 
@@ -479,26 +378,3 @@ class TrackingMap:
         kept[rows] = False
         self._table.keep(np.flatnonzero(kept))
         self._rules.history_whole = False
-
-    # ---- one event
-
-    def _apply_singly(self, chunk: _Chunk, places: Rows, bad: list[BadFree]) -> None:
-        """Apply the events at `places` (n,), ascending, one after another."""
-        changes = []
-        for place, event in zip(places.tolist(), chunk.events.take(places).tolist(), strict=True):
-            _, kind, api, socket, _, address, size_and_thread, stack, label = event
-            size_bytes, thread = size_and_thread & SIZE_MASK, size_and_thread >> SIZE_BITS
-            sequence = self._events + place
-            call = Call(kind, address, size_bytes, thread, stack, label, api, socket, sequence, chunk.timestamp_ns)
-            changes.append(self._rules.take(call, bad))
-        chunk.bytes_changes[places], chunk.blocks_changes[places] = np.array(changes, np.int64).T
-
-
-def _places(keys: Addresses) -> Rows:
-    """The places in the chunk of the events that have these sort keys."""
-    return ((keys >> _KEY_PLACE_SHIFT) & _KEY_PLACE_MASK).view(np.int64)
-
-
-def _addresses(keys: Addresses) -> Addresses:
-    """The addresses of the events that have these sort keys."""
-    return (keys >> _KEY_ADDRESS_SHIFT) << np.uint64(4)

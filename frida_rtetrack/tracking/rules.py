@@ -1,7 +1,7 @@
 """What each event means for the table of blocks: the rules, one event at a time.
 
-This is the exact and slow way, taken for the events on any address where something out of the ordinary happens;
-map.py does the same with arrays where it does not. The traps are all here: bad frees, resizes whose two events
+This is the exact and slow way, taken for the events where something out of the ordinary happens; the compiled kernel,
+or arraybatches.py with arrays, does the same where it does not. The traps are all here: bad frees, resizes whose two events
 have other threads' events between them, blocks that were there before the tracking, events that were lost.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple
 
-from frida_rtetrack.stream.events import Api, Kind, Mark
+from frida_rtetrack.stream.events import SIZE_BITS, SIZE_MASK, Api, Kind, Mark
 from frida_rtetrack.tracking.blocktable import Block, BlockTable, Freed, Origin
 
 
@@ -109,6 +109,13 @@ class Call(NamedTuple):
     sequence: int
     timestamp_ns: int
 
+    @classmethod
+    def of(cls, event: tuple[int, ...], sequence: int, timestamp_ns: int) -> Call:
+        """From a record of EVENT_DTYPE."""
+        _, kind, api, socket, _, address, size_and_thread, stack, label = event
+        size_bytes, thread = size_and_thread & SIZE_MASK, size_and_thread >> SIZE_BITS
+        return cls(kind, address, size_bytes, thread, stack, label, api, socket, sequence, timestamp_ns)
+
     def block(self) -> Block:
         """The block that this event allocates."""
         return Block(
@@ -134,6 +141,26 @@ Change = tuple[int, int]
 NO_CHANGE: Change = (0, 0)
 
 
+class Changes(NamedTuple):
+    """What events in a row have changed of the live bytes and blocks."""
+
+    bytes: int = 0
+    blocks: int = 0
+    top_bytes: int = 0
+    """The most that bytes were above what they had been before, at the first such moment."""
+    top_blocks: int = 0
+    """Change in blocks up to that moment."""
+    top_sequence: int = 0
+    """Number of the event that reached it."""
+
+    def then(self, later: Changes) -> Changes:
+        """These, and `later` ones after them."""
+        top = self[2:]
+        if self.bytes + later.top_bytes > self.top_bytes:
+            top = (self.bytes + later.top_bytes, self.blocks + later.top_blocks, later.top_sequence)
+        return Changes(self.bytes + later.bytes, self.blocks + later.blocks, *top)
+
+
 class Rules:
     """The state that the rules need, and the rules: one method a kind of event."""
 
@@ -149,7 +176,8 @@ class Rules:
         """Nothing was ever forgotten or lost, or came before the tracking."""
         self.gap_sequence = 0
         """An address freed before this event may have been handed out again unseen."""
-        self._baseline_sequence = 0  # of the last MARK_BASELINE_STARTED
+        self.baseline_sequence = 0
+        """Of the last MARK_BASELINE_STARTED."""
         self._methods: dict[int, Callable[[Call, list[BadFree]], Change]] = {
             Kind.ALLOCATED: self._allocated,
             Kind.FREED: self._freed,
@@ -191,7 +219,7 @@ class Rules:
 
     def _baseline_block(self, call: Call, bad: list[BadFree]) -> Change:
         row = self.table.find_one(call.address)
-        if row >= 0 and (self.table.live.item(row) or self.table.free_sequence.item(row) >= self._baseline_sequence):
+        if row >= 0 and (self.table.live.item(row) or self.table.free_sequence.item(row) >= self.baseline_sequence):
             return NO_CHANGE
         self.count["baseline_blocks"] += 1
         self.count["baseline_bytes"] += call.size_bytes
@@ -199,7 +227,7 @@ class Rules:
 
     def _mark(self, call: Call, bad: list[BadFree]) -> Change:
         if call.api == Mark.BASELINE_STARTED:
-            self._baseline_sequence = call.sequence
+            self.baseline_sequence = call.sequence
         return NO_CHANGE
 
     def _resize_started(self, call: Call, bad: list[BadFree]) -> Change:
