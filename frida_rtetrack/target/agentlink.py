@@ -13,8 +13,8 @@ import frida
 from frida_rtetrack.errors import AgentFailed, AgentTimeout, TargetEnded
 
 CALL_SECONDS = 20.0
-SESSION_OPTIONS: dict[str, str] = {}
-"""For every attach. Not `exceptor: "off"`: Frida's own guarded reads would crash the program (see native/faults.c)."""
+SESSION_OPTIONS: dict[str, Any] = {"exit_monitor": False}
+"""For every attach. Frida's exit monitor makes forked children spin in _exit for ever. Not `exceptor: "off"`: Frida's own guarded reads would crash the program (see native/faults.c)."""
 _PACKAGE = Path(__file__).parents[1]
 _INCLUDE = re.compile(r'^#include "([^"]+)".*\n', re.MULTILINE)
 

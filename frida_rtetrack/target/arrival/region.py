@@ -1,0 +1,101 @@
+"""The memory of the stand-in: 64 KiB in the program with standin.bin, what it reads and writes, and the lender's state.
+
+Offsets are those of standin.S. Nothing here needs ptrace(2): the host talks to the stand-in through this memory.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+from frida_rtetrack.target.arrival.modules import Memory
+from frida_rtetrack.target.arrival.ptrace import REGISTERS, Registers
+
+REGION_BYTES = 0x10000
+FUNCTIONS = ("pthread_create", "pthread_self", "pthread_detach", "sigaction", "munmap")
+"""Of the C library, in the order of standin.S."""
+GUARDED, SETTLED, GONE = 1, 2, 3
+"""States of the stand-in: it takes a SIGSEGV that is Frida's fault; it only waits; it has left."""
+LENDER_PATIENCE_MS = 2000
+STANDIN_PATIENCE_MS = 10_000
+"""After so long without a tracer, or a sign of life from the host, they go on by themselves."""
+
+CODE = (Path(__file__).parent / "standin.bin").read_bytes()
+_FUNCTIONS, _CREATED, _LENT, _TID, _COMMAND, _STATE, _HEARTBEAT, _PATIENCE, _LENDER_PATIENCE = (
+    *(0x800, 0x830, 0x834, 0x838, 0x83C, 0x840, 0x844, 0x848, 0x84C),
+)
+_MASK, _LENDER_FLAGS, _LENDER_RSP, _LENDER_RIP, _LENDER_REGISTERS = 0x858, 0x860, 0x868, 0x870, 0x878
+_EXTENDED_STATE = 0x1000
+_XSAVE_RESERVED = slice(464, 512)
+"""Of the legacy area: for software, and XRSTOR ignores it; the kernel leaves its own marks there."""
+
+_RESTART = {-512: None, -513: None, -514: None, -516: 219}
+"""What the kernel leaves in rax where a system call is to be restarted (include/linux/errno.h): as it was, or restart_syscall."""
+
+
+class Region:
+    """The region at `address`."""
+
+    def __init__(self, memory: Memory, address: int) -> None:
+        self.memory = memory
+        self.address = address
+
+    def prepare(
+        self, functions: Mapping[str, int], registers: Registers, extended_state: bytes, mask: int, *, restarts: bool
+    ) -> None:
+        """Writes the code, and the state that the lender takes back by itself if it must."""
+        page = bytearray(CODE)
+        for index, name in enumerate(FUNCTIONS):
+            struct.pack_into("<Q", page, _FUNCTIONS + 8 * index, functions[name])
+        struct.pack_into("<II", page, _PATIENCE, STANDIN_PATIENCE_MS, LENDER_PATIENCE_MS)
+        back = restarted(registers) if restarts else registers
+        struct.pack_into("<QQQQ", page, _MASK, mask, back["eflags"], back["rsp"], back["rip"])
+        struct.pack_into("<15Q", page, _LENDER_REGISTERS, *(back[name] for name in REGISTERS[:15]))
+        self.memory.write(self.address, bytes(page))
+        self.memory.write(self.address + _EXTENDED_STATE, extended_state)
+
+    @property
+    def lender_stack(self) -> int:
+        """Where the lender's stack begins, aligned for a call."""
+        return self.address + REGION_BYTES
+
+    @property
+    def lent(self) -> bool:
+        """Whether the lender has done what it was to do."""
+        return self._number(_LENT) != 0
+
+    @property
+    def created(self) -> int:
+        """What pthread_create returned: 0, or an errno."""
+        return self._number(_CREATED)
+
+    @property
+    def tid(self) -> int:
+        """The stand-in's thread id, 0 until it has begun."""
+        return self._number(_TID)
+
+    @property
+    def state(self) -> int:
+        """GUARDED, SETTLED or GONE. Raises OSError where it has gone and unmapped the region."""
+        return self._number(_STATE)
+
+    def command(self, state: int) -> None:
+        """Tells the stand-in what to become."""
+        self.memory.write(self.address + _COMMAND, struct.pack("<I", state))
+
+    def beat(self, number: int) -> None:
+        """Gives the stand-in a sign of life."""
+        self.memory.write(self.address + _HEARTBEAT, struct.pack("<I", number & 0xFFFFFFFF))
+
+    def _number(self, offset: int) -> int:
+        return int.from_bytes(self.memory.read(self.address + offset, 4), "little")
+
+
+def restarted(registers: Registers) -> Registers:
+    """The registers with which a thread does the system call again that it was stopped in, as the kernel would have it."""
+    code = registers.signed("rax")
+    if registers.signed("orig_rax") < 0 or code not in _RESTART:
+        return registers
+    again = _RESTART[code]
+    return registers.but(rip=registers["rip"] - 2, rax=registers["orig_rax"] if again is None else again)
