@@ -4,17 +4,16 @@ The kernel may end us at any instant, and the lender then runs on from wherever 
 that leads from a state in which it comes back by itself to another one:
 
 1. Code is written where the program has none (behind a module's functions, in the same page): `syscall`, and behind it
-   the way back. 2. The lender is sent there; left alone, it unmaps what it got and takes its registers back. 3. All
-signals are blocked. 4. It has done mmap(2): the region gets the stand-in's code and the whole state. 5. It is sent there;
-left alone, it waits two seconds and takes its state back. 6. Extended state, signal mask and, last, registers are put
-back. The kernel then restarts an interrupted system call with the time that was left, or ends it for a signal that came
-meanwhile, as if it had never been away.
+   the way back. 2. The lender is sent there; left alone, it unmaps what it got and takes its registers back. 3. It has done
+mmap(2): the region gets the stand-in's code and the whole state. 4. It is sent there; left alone, it waits two seconds
+and takes its state back. 5. Extended state, signal mask and, last, registers are put back. The kernel then restarts an
+interrupted system call with the time that was left, or ends it for a signal that came meanwhile (it was kept), as if the
+thread had never been away.
 """
 
 from __future__ import annotations
 
 import struct
-import time
 from collections.abc import Mapping
 
 from frida_rtetrack.target.arrival.modules import AddressMap, Memory
@@ -26,11 +25,6 @@ _GAP_BYTES = 320
 _SYS_MMAP, _SYS_MUNMAP, _SYS_RT_SIGPROCMASK = 9, 11, 14
 _PROT_ALL, _MAP_PRIVATE_ANONYMOUS = 7, 0x22
 _ERROR = (1 << 64) - 4095
-# Not to be blocked: faults (a blocked one ends the program) and SIGSETXID (33), which setuid() waits for every thread to take.
-_UNBLOCKED = (4, 5, 7, 8, 11, 31, 33)
-BLOCKED = (1 << 64) - 1 & ~sum(1 << number - 1 for number in _UNBLOCKED)
-"""What the lender blocks meanwhile, and the stand-in and all of Frida's threads ever after, which inherit it."""
-
 _PUSHED = {"rax": "48b8", "rcx": "48b9", "rdx": "48ba", "rbx": "48bb", "rsp": "48bc", "rbp": "48bd", "rsi": "48be"}
 _PUSHED |= {"rdi": "48bf", **{f"r{8 + i}": f"49b{8 + i:x}" for i in range(8)}}
 """movabs REGISTER, imm64"""
@@ -44,6 +38,7 @@ def lend(
     thread: TracedThread, memory: Memory, addresses: AddressMap, functions: Mapping[str, int], registers: Registers
 ) -> Region:
     """Has the stopped `thread` create the stand-in. It is detached at the end. Raises CannotLend."""
+    thread.keeps_signals = True
     mask = thread.signal_mask()
     extended_state = thread.extended_state()
     gap = next(addresses.gaps_in_code(_GAP_BYTES), None)
@@ -52,8 +47,8 @@ def lend(
     before = memory.read(gap, _GAP_BYTES)
     memory.write(gap, _gap_code(restarted(registers), mask).ljust(_GAP_BYTES, b"\x90"))
     try:
-        region = Region(memory, _map(thread, registers, gap))
-        region.prepare(functions, registers, extended_state, mask, restarts=True)
+        region = Region(memory, _map(thread, memory.pid, registers, gap))
+        region.prepare(functions, registers, extended_state, mask)
         thread.set_registers(
             registers.but(rip=region.address, rsp=region.lender_stack, orig_rax=NO_SYSTEM_CALL, rax=0, eflags=0x202)
         )
@@ -61,27 +56,23 @@ def lend(
         raise CannotLend(error.strerror or str(error)) from None
     finally:
         memory.write(gap, before)
-    thread.resume()
-    deadline = time.monotonic() + PATIENCE_S
-    while not region.lent and time.monotonic() < deadline:
-        time.sleep(0.00002)
+    lent = thread.run_until(lambda: region.lent, PATIENCE_S)
     thread.interrupt(PATIENCE_S)
-    if not region.lent:
-        # It waits inside of pthread_create for somebody: it comes back by itself.
-        thread.detach()
+    if not lent:
+        thread.detach()  # it waits inside of pthread_create for somebody: it comes back by itself
         raise CannotLend("pthread_create did not return")
+    came = thread.raise_kept(memory.pid, PATIENCE_S)
     thread.set_extended_state(extended_state)
     thread.set_signal_mask(mask)
     thread.set_registers(registers)
-    thread.detach()
+    thread.detach(came)
     if region.created != 0:
         raise CannotLend(f"it cannot create a thread (pthread_create: errno {region.created})")
     return region
 
 
-def _map(thread: TracedThread, registers: Registers, gap: int) -> int:
+def _map(thread: TracedThread, pid: int, registers: Registers, gap: int) -> int:
     """Has the thread do mmap(2) for the region, from the code at `gap`, and leaves it stopped behind it."""
-    mask = thread.signal_mask()
     arguments = {
         "rdi": 0,
         "rsi": REGION_BYTES,
@@ -91,13 +82,12 @@ def _map(thread: TracedThread, registers: Registers, gap: int) -> int:
         "r9": 0,
     }
     thread.set_registers(registers.but(rip=gap, rax=_SYS_MMAP, orig_rax=NO_SYSTEM_CALL, **arguments))
-    thread.set_signal_mask(BLOCKED)
     thread.run_system_call(PATIENCE_S)
     address = thread.registers()["rax"]
     if address >= _ERROR:
-        thread.set_signal_mask(mask)
+        came = thread.raise_kept(pid, PATIENCE_S)
         thread.set_registers(registers)
-        thread.detach()
+        thread.detach(came)
         raise CannotLend(f"the kernel does not let it map executable memory (errno {(1 << 64) - address})")
     return address
 

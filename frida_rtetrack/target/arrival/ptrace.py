@@ -11,9 +11,11 @@ import os
 import signal
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 _CONT, _DETACH, _SYSCALL = 7, 17, 24
+_GETSIGINFO, _SETSIGINFO = 0x4202, 0x4203
 _GETREGSET, _SETREGSET, _SEIZE, _INTERRUPT = 0x4204, 0x4205, 0x4206, 0x4207
 _GETSIGMASK, _SETSIGMASK = 0x420A, 0x420B
 _O_TRACESYSGOOD = 1
@@ -21,6 +23,8 @@ _EVENT_STOP = 128
 _WALL = 0x4000_0000
 _NT_PRSTATUS, _NT_X86_XSTATE = 1, 0x202
 _XSTATE_MAX_BYTES = 0x4000
+_SIGINFO_BYTES = 128
+_SYS_TGKILL = 234
 
 # struct user_regs_struct (sys/user.h)
 REGISTERS = (
@@ -84,6 +88,9 @@ class TracedThread:
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
         self._libc.ptrace.restype = ctypes.c_long
+        self._kept: list[tuple[int, bytes]] = []
+        self.keeps_signals = False
+        """Whether its signals wait for `raise_kept`."""
         self._xstate = ctypes.create_string_buffer(_XSTATE_MAX_BYTES)
 
     def _do(self, request: int, address: int | None = None, data: object = None) -> None:
@@ -95,35 +102,50 @@ class TracedThread:
         """Begins to trace it; it runs on."""
         self._do(_SEIZE, None, _O_TRACESYSGOOD)
 
-    def detach(self) -> None:
-        """Lets the stopped thread go."""
-        self._do(_DETACH)
+    def detach(self, signal_number: int = 0) -> None:
+        """Lets the stopped thread go, with the signal that it was stopped for."""
+        self._do(_DETACH, None, signal_number)
 
     def interrupt(self, seconds: float) -> None:
-        """Stops it; signals that come first are delivered. Raises NotStopped, Stopped, ThreadGone."""
+        """Stops it; signals that come first are delivered, or kept. Raises NotStopped, Stopped, ThreadGone."""
         self._do(_INTERRUPT)
         deadline = time.monotonic() + seconds
         while True:
             status = self._wait(deadline)
             if status >> 16 == _EVENT_STOP:
-                if os.WSTOPSIG(status) != signal.SIGTRAP:
+                if os.WSTOPSIG(status) == signal.SIGTRAP:
+                    return
+                if not self.keeps_signals:
                     self._do(_DETACH)
                     raise Stopped
-                return
-            self._do(_CONT, None, 0 if status >> 16 else os.WSTOPSIG(status) & 0x7F)
+            self._go_on(_CONT, status)
+
+    def _go_on(self, request: int, status: int) -> None:
+        """Resumes it from a stop that was not waited for. A signal is delivered, or kept for `deliver`."""
+        number = 0 if status >> 16 else os.WSTOPSIG(status) & 0x7F
+        if number and self.keeps_signals:
+            info = ctypes.create_string_buffer(_SIGINFO_BYTES)
+            self._do(_GETSIGINFO, None, ctypes.addressof(info))
+            self._kept.append((number, info.raw))
+            number = 0
+        self._do(request, None, number)
 
     def _wait(self, deadline: float) -> int:
         pause = 0.00002
-        while True:
-            pid, status = os.waitpid(self.tid, os.WNOHANG | _WALL)
-            if pid:
-                if not os.WIFSTOPPED(status):
-                    raise ThreadGone
-                return status
+        while (status := self._poll()) is None:
             if time.monotonic() > deadline:
                 raise NotStopped
             time.sleep(pause)
             pause = min(pause * 1.5, 0.001)
+        return status
+
+    def _poll(self) -> int | None:
+        pid, status = os.waitpid(self.tid, os.WNOHANG | _WALL)
+        if not pid:
+            return None
+        if not os.WIFSTOPPED(status):
+            raise ThreadGone
+        return status
 
     def run_system_call(self, seconds: float) -> None:
         """Lets it run from a `syscall` instruction right at its rip until that has been done; it is stopped then.
@@ -134,11 +156,40 @@ class TracedThread:
         for _ in range(2):  # at its entry, and at its end
             self._do(_SYSCALL)
             while os.WSTOPSIG(status := self._wait(deadline)) != signal.SIGTRAP | 0x80:
-                self._do(_SYSCALL, None, 0 if status >> 16 else os.WSTOPSIG(status))
+                self._go_on(_SYSCALL, status)
 
-    def resume(self) -> None:
-        """Lets the stopped thread run, traced."""
+    def run_until(self, done: Callable[[], bool], seconds: float) -> bool:
+        """Lets the stopped thread run until `done`; it runs then. False: not in time."""
         self._do(_CONT)
+        deadline = time.monotonic() + seconds
+        while not done():
+            if (status := self._poll()) is not None:
+                self._go_on(_CONT, status)
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.00002)
+        return True
+
+    def raise_kept(self, pid: int, seconds: float) -> int:
+        """Sends the stopped thread the signals that were kept, and stops it at the first: to be given to `detach`.
+
+        It comes with what was known of it (siginfo); those behind it without. Returns 0 if there is none.
+        """
+        if not self._kept:
+            return 0
+        number, info = self._kept[0]
+        for other, _ in self._kept:
+            self._libc.syscall(_SYS_TGKILL, pid, self.tid, other)
+        self._kept.clear()
+        self.keeps_signals = False
+        self._do(_CONT)
+        deadline = time.monotonic() + seconds
+        while (status := self._wait(deadline)) >> 16:
+            self._do(_CONT)
+        if os.WSTOPSIG(status) == number:
+            buffer = ctypes.create_string_buffer(info, len(info))
+            self._do(_SETSIGINFO, None, ctypes.addressof(buffer))
+        return os.WSTOPSIG(status)
 
     def registers(self) -> Registers:
         """General registers of the stopped thread."""

@@ -26,9 +26,13 @@ _FUNCTIONS, _CREATED, _LENT, _TID, _COMMAND, _STATE, _HEARTBEAT, _PATIENCE, _LEN
     *(0x800, 0x830, 0x834, 0x838, 0x83C, 0x840, 0x844, 0x848, 0x84C),
 )
 _MASK, _LENDER_FLAGS, _LENDER_RSP, _LENDER_RIP, _LENDER_REGISTERS = 0x858, 0x860, 0x868, 0x870, 0x878
+_STANDIN_MASK = 0xA40
 _EXTENDED_STATE = 0x1000
-_XSAVE_RESERVED = slice(464, 512)
-"""Of the legacy area: for software, and XRSTOR ignores it; the kernel leaves its own marks there."""
+
+# Not to be blocked: faults (a blocked one ends the program) and SIGSETXID (33), which setuid() waits for every thread to take.
+_UNBLOCKED = (4, 5, 7, 8, 11, 31, 33)
+BLOCKED = (1 << 64) - 1 & ~sum(1 << number - 1 for number in _UNBLOCKED)
+"""What the stand-in blocks, and all of Frida's threads, which inherit it: the program's handlers do not run on them."""
 
 _RESTART = {-512: None, -513: None, -514: None, -516: 219}
 """What the kernel leaves in rax where a system call is to be restarted (include/linux/errno.h): as it was, or restart_syscall."""
@@ -41,16 +45,15 @@ class Region:
         self.memory = memory
         self.address = address
 
-    def prepare(
-        self, functions: Mapping[str, int], registers: Registers, extended_state: bytes, mask: int, *, restarts: bool
-    ) -> None:
+    def prepare(self, functions: Mapping[str, int], registers: Registers, extended_state: bytes, mask: int) -> None:
         """Writes the code, and the state that the lender takes back by itself if it must."""
         page = bytearray(CODE)
         for index, name in enumerate(FUNCTIONS):
             struct.pack_into("<Q", page, _FUNCTIONS + 8 * index, functions[name])
         struct.pack_into("<II", page, _PATIENCE, STANDIN_PATIENCE_MS, LENDER_PATIENCE_MS)
-        back = restarted(registers) if restarts else registers
+        back = restarted(registers)
         struct.pack_into("<QQQQ", page, _MASK, mask, back["eflags"], back["rsp"], back["rip"])
+        struct.pack_into("<Q", page, _STANDIN_MASK, BLOCKED)
         struct.pack_into("<15Q", page, _LENDER_REGISTERS, *(back[name] for name in REGISTERS[:15]))
         self.memory.write(self.address, bytes(page))
         self.memory.write(self.address + _EXTENDED_STATE, extended_state)

@@ -13,6 +13,11 @@
         .set SYS_RT_SIGPROCMASK, 14
         .set SYS_GETTID, 186
         .set SYS_TKILL, 200
+        .set SYS_PRCTL, 157
+        .set SYS_SOCKETPAIR, 53
+        .set PR_SET_SECCOMP, 22
+        .set PR_SET_NO_NEW_PRIVS, 38
+        .set SECCOMP_MODE_FILTER, 2
         .set SIGSEGV, 11
         .set SIG_SETMASK, 2
         .set SA_SIGINFO, 4
@@ -97,6 +102,27 @@ standin:
         push    rbp
         push    r12
         mov     [rip + standin_rsp], rsp
+        mov     edi, SIG_SETMASK
+        lea     rsi, [rip + standin_mask]
+        xor     edx, edx
+        mov     r10d, 8
+        mov     eax, SYS_RT_SIGPROCMASK
+        syscall
+        /* Frida shall meet its loader by name, not by a socket pair that a child forked meanwhile holds an end of. */
+        mov     edi, PR_SET_NO_NEW_PRIVS
+        mov     esi, 1
+        xor     edx, edx
+        xor     r10d, r10d
+        xor     r8d, r8d
+        mov     eax, SYS_PRCTL
+        syscall
+        lea     rdx, [rip + no_pairs]
+        lea     rsi, [rip + no_pairs_program]
+        mov     [rdx + 8], rsi
+        mov     edi, PR_SET_SECCOMP
+        mov     esi, SECCOMP_MODE_FILTER
+        mov     eax, SYS_PRCTL
+        syscall
         call    [rip + pthread_self]
         mov     rdi, rax
         call    [rip + pthread_detach]
@@ -273,3 +299,12 @@ lender_regs:            .fill 15, 8, 0  /* 0x878: the first 15 of struct user_re
 default_action:         .fill 4, 8, 0   /* the kernel's struct sigaction, SIG_DFL */
 old_action:             .fill 19, 8, 0
 new_action:             .fill 19, 8, 0
+standin_mask:           .quad 0         /* 0xa40 */
+no_pairs:               .quad 6, 0      /* struct sock_fprog */
+no_pairs_program:                       /* struct sock_filter: code, jt, jf, k */
+        .short  0x20; .byte 0, 0; .long 4                       /* the architecture */
+        .short  0x15; .byte 0, 2; .long 0xc000003e              /* x86-64: the next, else allow */
+        .short  0x20; .byte 0, 0; .long 0                       /* the system call's number */
+        .short  0x15; .byte 1, 0; .long SYS_SOCKETPAIR
+        .short  0x06; .byte 0, 0; .long 0x7fff0000              /* allow */
+        .short  0x06; .byte 0, 0; .long 0x00050001              /* EPERM */

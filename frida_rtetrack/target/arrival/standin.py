@@ -22,7 +22,8 @@ ANSWER_S = 2.0
 FRIDA_GONE_S = 3.0
 _HELPER_S = 30.0
 _HEARTBEAT_S = 1.0
-_FRIDAS_MEMORY = re.compile(r"^([0-9a-f]+-[0-9a-f]+) rwxp 00000000 00:00 0 *$", re.MULTILINE)
+_MOST_BYTES = 1 << 24
+_FRIDAS_MEMORY = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rwxp 00000000 00:00 0 *$", re.MULTILINE)
 
 # Without the package's own __init__, which would load Frida and numpy: the helper is to begin at once.
 _HELPER = """
@@ -48,7 +49,7 @@ class StandIn:
         self.pid = pid
         self.tid = tid
         self._region = Region(Memory(pid), address)
-        self._fridas = frozenset[str]()
+        self._fridas = frozenset[int]()
         self._before = _executable_memory(pid)
         self._over = threading.Event()
         self._lock = threading.Lock()
@@ -121,9 +122,11 @@ class StandIn:
         self._region.memory.close()
 
 
-def _executable_memory(pid: int) -> frozenset[str]:
-    """Address ranges of anonymous memory that is writable and executable: Frida's loader has such a one."""
+def _executable_memory(pid: int) -> frozenset[int]:
+    """Pages of anonymous memory that is writable and executable: Frida's loader lies in such."""
     try:
-        return frozenset(_FRIDAS_MEMORY.findall(Path(f"/proc/{pid}/maps").read_text(errors="replace")))
+        maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
     except OSError:
         return frozenset()
+    ranges = ((int(low, 16), int(high, 16)) for low, high in _FRIDAS_MEMORY.findall(maps))
+    return frozenset(page for low, high in ranges for page in range(low, min(high, low + _MOST_BYTES), 4096))
