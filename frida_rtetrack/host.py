@@ -303,6 +303,7 @@ class Host:
     def _start_agent(self, target: Target, memory_fd: int, *, executed: bool = False) -> None:
         options = self._agent_options(target) | {"ownHeap": executed}
         state = target.call("start", memory_fd, options, native_source(f"engine_{self._engine()}.c"))
+        target.settle()
         target.number = state["process"]
         self.engine = state["engine"]
 

@@ -87,13 +87,15 @@ class Target:
         """Attaches Frida to the running process `pid`, through a thread of our own in it. Raises RtetrackError."""
         standin = StandIn.arrive(pid) if arrival_is_known_here else None
         try:
+            if standin is not None:
+                standin.keep_loader_free()
             session = cls._attach(pid, standin)
         except BaseException:
             if standin is not None:
                 standin.dismiss(frida_was_here=True)
             raise
         if standin is not None:
-            standin.settle()
+            standin.note_frida()
         return cls(pid, session, tuple(process.command_line(pid)), None, standin)
 
     @staticmethod
@@ -121,6 +123,11 @@ class Target:
         self._on_detached = detached
         self.session.on("detached", detached)
         self._agent = AgentLink(self.session, lambda message: on_message(self, message))
+
+    def settle(self) -> None:
+        """The agent has begun: the program may load libraries again."""
+        if self._standin is not None:
+            self._standin.settle()
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Calls the agent. Raises RtetrackError."""

@@ -25,7 +25,7 @@ from frida_rtetrack.target.arrival.ptrace import (
     ThreadGone,
     TracedThread,
 )
-from frida_rtetrack.target.arrival.region import FUNCTIONS, Region
+from frida_rtetrack.target.arrival.region import FUNCTIONS, LOADER_FUNCTIONS, Region
 from frida_rtetrack.target.arrival.safepoint import EINTR_WAITS, WAITS, Judge, Unsafe
 from frida_rtetrack.target.arrival.unwind import NoEnd, NotKnownYet, StackCopy, StackTooDeep, Unwinder
 
@@ -76,10 +76,18 @@ class Arrival:
         libc = self._judge.libc
         if libc is None:
             raise Refused("its C library was not found")
-        functions = {name: libc.export(name) for name in FUNCTIONS}
+        functions = {name: self._address_of(name) for name in FUNCTIONS + LOADER_FUNCTIONS}
         self._functions = {name: address for name, address in functions.items() if address is not None}
-        if len(self._functions) < len(FUNCTIONS):
-            raise Refused("its C library does not define pthread_create")
+        missing = functions.keys() - self._functions.keys()
+        if missing:
+            raise Refused(f"its C library does not define {', '.join(sorted(missing))}")
+
+    def _address_of(self, name: str) -> int | None:
+        """In the C library, or in those that were part of it once (glibc before 2.34)."""
+        found = self._judge.libc.export(name) if self._judge.libc is not None else None
+        if found is not None:
+            return found
+        return next((address for module in self._addresses.modules if (address := module.export(name))), None)
 
     def run(self, seconds: float) -> Region | None:
         """Looks until the stand-in is there; None: no safe moment came. Raises Refused, CannotLend."""
@@ -169,12 +177,13 @@ class Arrival:
         self.looks += 1
         held = True
         try:
-            found = self._unmoved(thread, tid)
+            found = thread.registers()
+            back = self._unmoved(thread, tid, found)
             stack = self._copy_stack(tid, found)
             try:
                 self._judge.check(self._unwinder.walk(found, stack, learn=False), found)
                 held = False
-                return lending.lend(thread, self._memory, self._addresses, self._functions, found)
+                return lending.lend(thread, self._memory, self._addresses, self._functions, back)
             except (Unsafe, NoEnd) as error:
                 self.why = str(error)
             except StackTooDeep:
@@ -193,9 +202,8 @@ class Arrival:
     def _note(self, begun_ns: int) -> None:
         self.longest_us = max(self.longest_us, (time.perf_counter_ns() - begun_ns) // 1000)
 
-    def _unmoved(self, thread: TracedThread, tid: int) -> Registers:
-        """The registers; a wait that ended with EINTR for our stop alone is made to begin again."""
-        registers = thread.registers()
+    def _unmoved(self, thread: TracedThread, tid: int, registers: Registers) -> Registers:
+        """The registers to go on with: a wait that ended with EINTR for our stop alone is made to begin again."""
         if registers.signed("rax") != _EINTR or registers.signed("orig_rax") not in EINTR_WAITS:
             return registers
         with open(f"/proc/{self.pid}/task/{tid}/status") as file:

@@ -10,12 +10,16 @@ import bisect
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 _PAGE = 4096
 _AT_ENTRY = 9
 _PT_LOAD, _PT_DYNAMIC, _PT_GNU_EH_FRAME = 1, 2, 0x6474E550
-_DT_STRTAB, _DT_SYMTAB, _DT_GNU_HASH = 5, 6, 0x6FFFFEF5
+_DT_PLTRELSZ, _DT_STRTAB, _DT_SYMTAB, _DT_RELA, _DT_RELASZ, _DT_STRSZ, _DT_JMPREL = 2, 5, 6, 7, 8, 10, 23
+_DT_RELACOUNT, _DT_GNU_HASH = 0x6FFFFFF9, 0x6FFFFEF5
+_ADDRESSES = (_DT_STRTAB, _DT_SYMTAB, _DT_RELA, _DT_JMPREL, _DT_GNU_HASH)
+_RELA = struct.Struct("<QQq")
+_SYMBOL_RELOCATIONS = (1, 6, 7)  # R_X86_64_64, _GLOB_DAT, _JUMP_SLOT
 _LINE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) (\S+) (\d+) *(.*)")
 _HASH_CHAIN_MAX = 4096
 
@@ -89,9 +93,8 @@ class Module:
         words = struct.unpack(f"<{len(raw) // 8}Q", raw)
         # The dynamic linker has relocated these in place, except in the vdso and under musl.
         return {
-            tag: value if value >= self.bias else value + self.bias
+            tag: value + self.bias if tag in _ADDRESSES and value < self.bias else value
             for tag, value in zip(words[::2], words[1::2], strict=True)
-            if tag in (_DT_STRTAB, _DT_SYMTAB, _DT_GNU_HASH)
         }
 
     def contains(self, address: int) -> bool:
@@ -108,7 +111,7 @@ class Module:
         return self._addresses[name]
 
     def _find(self, name: bytes) -> int | None:
-        if len(self._dynamic) < 3:
+        if _DT_GNU_HASH not in self._dynamic:
             return None
         table, read = self._dynamic[_DT_GNU_HASH], self._memory.read
         buckets, first, bloom, _ = struct.unpack("<4I", read(table, 16))
@@ -128,6 +131,31 @@ class Module:
             if entry & 1:
                 return None
         return None
+
+    def imports(self, names: Sequence[str]) -> list[tuple[str, int]]:
+        """(name, address of the word through which this module calls it), of the functions `names`."""
+        try:
+            return self._find_imports([name.encode() for name in names])
+        except (OSError, struct.error, KeyError):
+            return []
+
+    def _find_imports(self, names: list[bytes]) -> list[tuple[str, int]]:
+        read, dynamic = self._memory.read, self._dynamic
+        strings = b"\0" + read(dynamic[_DT_STRTAB], dynamic[_DT_STRSZ])
+        if not any(b"\0" + name + b"\0" in strings for name in names):
+            return []
+        lazy = read(dynamic[_DT_JMPREL], dynamic.get(_DT_PLTRELSZ, 0)) if _DT_JMPREL in dynamic else b""
+        relative = dynamic.get(_DT_RELACOUNT, 0) * _RELA.size
+        rest = max(dynamic.get(_DT_RELASZ, 0) - relative, 0)
+        others = read(dynamic[_DT_RELA] + relative, rest // _RELA.size * _RELA.size) if rest else b""
+        found = []
+        for offset, info, _ in _RELA.iter_unpack(lazy + others):
+            if info & 0xFFFFFFFF in _SYMBOL_RELOCATIONS:
+                (at,) = struct.unpack("<I", read(dynamic[_DT_SYMTAB] + 24 * (info >> 32), 4))
+                name = strings[at + 1 : strings.index(b"\0", at + 1)]
+                if name in names:
+                    found.append((name.decode(), self.bias + int(offset)))
+        return found
 
     def _symbol(self, index: int, name: bytes) -> int | None:
         at, info, _, section, value = struct.unpack(

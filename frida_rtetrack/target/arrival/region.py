@@ -14,6 +14,7 @@ from frida_rtetrack.target.arrival.ptrace import REGISTERS, Registers
 
 REGION_BYTES = 0x10000
 FUNCTIONS = ("pthread_create", "pthread_self", "pthread_detach", "sigaction", "munmap")
+LOADER_FUNCTIONS = ("dlopen", "dlmopen", "dlclose")
 """Of the C library, in the order of standin.S."""
 GUARDED, SETTLED, GONE = 1, 2, 3
 """States of the stand-in: it takes a SIGSEGV that is Frida's fault; it only waits; it has left."""
@@ -27,10 +28,15 @@ _FUNCTIONS, _CREATED, _LENT, _TID, _COMMAND, _STATE, _HEARTBEAT, _PATIENCE, _LEN
 )
 _MASK, _LENDER_FLAGS, _LENDER_RSP, _LENDER_RIP, _LENDER_REGISTERS = 0x858, 0x860, 0x868, 0x870, 0x878
 _STANDIN_MASK = 0xA40
+_LOADER_FUNCTIONS, _FRIDAS_MASK, _GATE_CLOSED, _GATE_INSIDE, _GATE_IN_USE, _ASK_LOADER, _ASKED_LOADER, _GATES = (
+    *(0xB00, 0xB18, 0xB20, 0xB24, 0xB28, 0xB2C, 0xB30, 0xB38),
+)
 _EXTENDED_STATE = 0x1000
 
 # Not to be blocked: faults (a blocked one ends the program) and SIGSETXID (33), which setuid() waits for every thread to take.
 _UNBLOCKED = (4, 5, 7, 8, 11, 31, 33)
+# SIGKILL, SIGSTOP, and SIGCANCEL (32), which the C library unblocks in every thread.
+_ALWAYS_UNBLOCKED = 1 << 9 - 1 | 1 << 19 - 1 | 1 << 32 - 1
 BLOCKED = (1 << 64) - 1 & ~sum(1 << number - 1 for number in _UNBLOCKED)
 """What the stand-in blocks, and all of Frida's threads, which inherit it: the program's handlers do not run on them."""
 
@@ -50,6 +56,9 @@ class Region:
         page = bytearray(CODE)
         for index, name in enumerate(FUNCTIONS):
             struct.pack_into("<Q", page, _FUNCTIONS + 8 * index, functions[name])
+        for index, name in enumerate(LOADER_FUNCTIONS):
+            struct.pack_into("<Q", page, _LOADER_FUNCTIONS + 8 * index, functions[name])
+        struct.pack_into("<Q", page, _FRIDAS_MASK, BLOCKED & ~_ALWAYS_UNBLOCKED)
         struct.pack_into("<II", page, _PATIENCE, STANDIN_PATIENCE_MS, LENDER_PATIENCE_MS)
         back = restarted(registers)
         struct.pack_into("<QQQQ", page, _MASK, mask, back["eflags"], back["rsp"], back["rip"])
@@ -90,6 +99,28 @@ class Region:
     def beat(self, number: int) -> None:
         """Gives the stand-in a sign of life."""
         self.memory.write(self.address + _HEARTBEAT, struct.pack("<I", number & 0xFFFFFFFF))
+
+    def gate(self, name: str) -> int:
+        """The address of what waits before it calls the loader's function `name`."""
+        return self.address + self.memory.word(self.address + _GATES + 8 * LOADER_FUNCTIONS.index(name))
+
+    def set_gate(self, *, closed: bool, in_use: bool) -> None:
+        """Closes or opens the gate. `in_use`: modules call it, and the region must stay."""
+        self.memory.write(self.address + _GATE_IN_USE, struct.pack("<I", in_use))
+        self.memory.write(self.address + _GATE_CLOSED, struct.pack("<I", closed))
+
+    @property
+    def inside_gate(self) -> int:
+        """Threads that stand in the gate."""
+        return self._number(_GATE_INSIDE)
+
+    def ask_loader(self, number: int) -> None:
+        """Has the stand-in take the dynamic linker's lock and give it back; `loader_answered` then."""
+        self.memory.write(self.address + _ASK_LOADER, struct.pack("<I", number))
+
+    def loader_answered(self, number: int) -> bool:
+        """Whether it had the lock since `ask_loader(number)`."""
+        return self._number(_ASKED_LOADER) == number
 
     def _number(self, offset: int) -> int:
         return int.from_bytes(self.memory.read(self.address + offset, 4), "little")

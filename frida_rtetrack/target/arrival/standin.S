@@ -146,7 +146,19 @@ resume:
         jmp     4f
 3:      call    unguard
         mov     dword ptr [rip + state], SETTLED
-4:      mov     r12d, 2
+4:      mov     eax, [rip + ask_loader]
+        cmp     eax, [rip + asked_loader]
+        je      9f
+        xor     edi, edi                /* dlopen(NULL, RTLD_LAZY): it takes the dynamic linker's lock, and gives it back */
+        mov     esi, 1
+        call    [rip + dlopen]
+        test    rax, rax
+        jz      8f
+        mov     rdi, rax
+        call    [rip + dlclose]
+8:      mov     eax, [rip + ask_loader]
+        mov     [rip + asked_loader], eax
+9:      mov     r12d, 2
         cmp     dword ptr [rip + state], GUARDED
         je      6f
         mov     r12d, 50
@@ -160,7 +172,9 @@ resume:
         xor     ebx, ebx
 7:      cmp     ebx, [rip + patience_ms]
         jb      2b
-5:      call    unguard
+5:      mov     dword ptr [rip + gate_closed], 0
+        call    unguard
+        or      eax, [rip + gate_in_use]
         mov     dword ptr [rip + state], GONE
         mov     rsp, [rip + standin_rsp]
         pop     r12
@@ -275,6 +289,57 @@ lost:   mov     r8, rdx
         mov     [rdx + UC_RIP], rax
         ret
 
+/*
+ * ---- the gate: what modules of the program call instead of dlopen and dlclose while Frida comes or leaves ----
+ * They wait, for two seconds at the most. Frida's threads, known by their signal mask, go through.
+ */
+        .macro  gate name
+gate_\name:
+        lea     rax, [rip + \name]
+        jmp     gate
+        .endm
+        gate    dlopen
+        gate    dlmopen
+        gate    dlclose
+gate:
+        lock inc dword ptr [rip + gate_inside]
+        push    rax
+        push    rdi
+        push    rsi
+        push    rdx
+        push    rbx
+        push    r10
+        push    r11
+        push    r8
+        mov     ebx, 2000
+        sub     rsp, 8
+        xor     edi, edi
+        xor     esi, esi
+        mov     rdx, rsp
+        mov     r10d, 8
+        mov     eax, SYS_RT_SIGPROCMASK
+        syscall
+        pop     rax
+        not     rax
+        test    rax, [rip + fridas_mask]
+        jz      2f
+1:      cmp     dword ptr [rip + gate_closed], 0
+        je      2f
+        mov     eax, 1
+        call    wait_ms
+        dec     ebx
+        jnz     1b
+2:      pop     r8
+        pop     r11
+        pop     r10
+        pop     rbx
+        pop     rdx
+        pop     rsi
+        pop     rdi
+        pop     rax
+        lock dec dword ptr [rip + gate_inside]
+        jmp     [rax]
+
         .org    0x800
 pthread_create:         .quad 0         /* 0x800 */
 pthread_self:           .quad 0
@@ -308,3 +373,14 @@ no_pairs_program:                       /* struct sock_filter: code, jt, jf, k *
         .short  0x15; .byte 1, 0; .long SYS_SOCKETPAIR
         .short  0x06; .byte 0, 0; .long 0x7fff0000              /* allow */
         .short  0x06; .byte 0, 0; .long 0x00050001              /* EPERM */
+        .org    0xb00
+dlopen:                 .quad 0         /* 0xb00 */
+dlmopen:                .quad 0
+dlclose:                .quad 0
+fridas_mask:            .quad 0         /* 0xb18: what all of them block */
+gate_closed:            .long 0         /* 0xb20 */
+gate_inside:            .long 0         /* 0xb24 */
+gate_in_use:            .long 0         /* 0xb28: modules call it */
+ask_loader:             .long 0         /* 0xb2c */
+asked_loader:           .long 0, 0      /* 0xb30 */
+gates:                  .quad gate_dlopen - region, gate_dlmopen - region, gate_dlclose - region        /* 0xb38 */

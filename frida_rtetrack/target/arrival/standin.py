@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from frida_rtetrack.errors import ArrivalRefused, NoSafeMoment, TargetEnded
+from frida_rtetrack.target.arrival.gate import LoaderGate
 from frida_rtetrack.target.arrival.modules import Memory
 from frida_rtetrack.target.arrival.region import GONE, GUARDED, SETTLED, Region
 
@@ -49,6 +50,7 @@ class StandIn:
         self.pid = pid
         self.tid = tid
         self._region = Region(Memory(pid), address)
+        self._gate = LoaderGate(self._region)
         self._fridas = frozenset[int]()
         self._before = _executable_memory(pid)
         self._over = threading.Event()
@@ -86,14 +88,35 @@ class StandIn:
             except OSError:
                 return
 
-    def settle(self) -> None:
-        """Frida has come: nothing will happen to the stand-in until it leaves."""
+    def keep_loader_free(self) -> None:
+        """No thread of the program loads or unloads a library until `settle` or `dismiss`. Raises NoSafeMoment."""
+        try:
+            self._gate.close()
+        except OSError:
+            raise TargetEnded(f"Process {self.pid} ended while it was being attached to.") from None
+
+    def note_frida(self) -> None:
+        """Frida has just come, and nothing else: what it has mapped is to be gone before the stand-in goes."""
         self._fridas = _executable_memory(self.pid) - self._before
+
+    def settle(self) -> None:
+        """The agent is at work: nothing will happen to the stand-in until it leaves."""
+        self._open_gate()
         self._become(SETTLED)
 
     def guard(self) -> None:
-        """Frida is about to leave."""
+        """Frida is about to leave. Raises NoSafeMoment: a library is being loaded."""
         self._become(GUARDED)
+        try:
+            self._gate.close()
+        except OSError:
+            pass
+
+    def _open_gate(self) -> None:
+        try:
+            self._gate.open()
+        except OSError:
+            pass  # the program has ended
 
     def _become(self, state: int) -> None:
         try:
@@ -110,6 +133,7 @@ class StandIn:
         if frida_was_here:
             while self._fridas & _executable_memory(self.pid) and time.monotonic() < deadline:
                 time.sleep(0.005)
+        self._open_gate()
         try:
             with self._lock:
                 self._over.set()
