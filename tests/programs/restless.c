@@ -39,6 +39,7 @@ static struct slot {
 } *slots;
 
 static char library[256];
+static int loads; /* somebody loads libraries */
 extern char **environ;
 
 int hold_registers_sse(const void *pattern, void *after, long spins);
@@ -132,12 +133,14 @@ static void fork_in_turn(struct slot *slot) {
     pid_t child = fork();
     if (child == 0) _exit(7);
     reap(slot, child, 7, "fork");
-    child = fork();
-    if (child == 0) {
-        free(malloc(100));
-        exit(8);
+    if (!loads) { /* else glibc itself can wait for ever in the child's exit: another thread was in dlopen at the fork */
+        child = fork();
+        if (child == 0) {
+            free(malloc(100));
+            exit(8);
+        }
+        reap(slot, child, 8, "fork, exit");
     }
-    reap(slot, child, 8, "fork, exit");
     child = vfork();
     if (child == 0) _exit(9);
     reap(slot, child, 9, "vfork");
@@ -167,7 +170,7 @@ static void create_threads(struct slot *slot) {
 /* ---- waiting ---- */
 
 #define SHORT_MS 12
-#define SLACK_MS 400 /* other work on the machine */
+#define SLACK_MS 2000 /* other work on the machine */
 
 static int pipe_ends[2], sockets[2], epoll;
 static sem_t semaphore;
@@ -204,8 +207,9 @@ static struct timespec in_ms(clockid_t clock, long ms) {
     return at;
 }
 
+/* And again: one that comes before the wait has begun, since the machine is busy, would be missed. */
 static void alarm_in(long us) {
-    struct itimerval soon = {{0, 0}, {0, us}};
+    struct itimerval soon = {{0, us}, {0, us}};
     setitimer(ITIMER_REAL, &soon, NULL);
 }
 
@@ -266,18 +270,18 @@ static void wait_for_things(struct slot *slot) {
     sigaddset(&alarm_only, SIGALRM);
     sigprocmask(SIG_BLOCK, &alarm_only, &before);
     alarm_in(SHORT_MS * 1000);
-    EXPECT(sigwait(&alarm_only, &number), 0, 0, SHORT_MS);
+    EXPECT((status = sigwait(&alarm_only, &number), errno = 4711, status), 0, 0, 0); /* glibc itself sets errno there */
     sigaction(SIGALRM, &interrupting, NULL);
     alarm_in(SHORT_MS * 1000);
-    EXPECT(sigsuspend(&before), -1, EINTR, SHORT_MS);
+    EXPECT(sigsuspend(&before), -1, EINTR, 0);
     sigprocmask(SIG_SETMASK, &before, NULL);
     alarm_in(SHORT_MS * 1000);
-    EXPECT(pause(), -1, EINTR, SHORT_MS);
+    EXPECT(pause(), -1, EINTR, 0);
     alarm_in(SHORT_MS * 1000);
-    EXPECT(nanosleep(&long_time, &left), -1, EINTR, SHORT_MS);
-    if (left.tv_sec != 2) wrong(slot, "nanosleep left %ld s", (long) left.tv_sec);
+    EXPECT(nanosleep(&long_time, &left), -1, EINTR, 0);
+    if (left.tv_sec < 1) wrong(slot, "nanosleep left %ld s", (long) left.tv_sec);
     alarm_in(SHORT_MS * 1000);
-    EXPECT(epoll_wait(epoll, &(struct epoll_event) {0}, 1, -1), -1, EINTR, SHORT_MS);
+    EXPECT(epoll_wait(epoll, &(struct epoll_event) {0}, 1, -1), -1, EINTR, 0);
     sigaction(SIGALRM, &restarting, NULL);
     alarm_in(SHORT_MS * 500);
     EXPECT(read(pipe_ends[0], &byte, 1), 1, 0, 0);
@@ -343,7 +347,10 @@ int main(int argc, char **argv) {
     slots = mmap(NULL, SLOTS * sizeof *slots, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     close(file);
     start_eal();
-    for (int i = 2; i < argc; i++) snprintf(slots[i - 2].name, sizeof slots->name, "%s", argv[i]);
+    for (int i = 2; i < argc; i++) {
+        snprintf(slots[i - 2].name, sizeof slots->name, "%s", argv[i]);
+        loads |= strcmp(argv[i], "loads") == 0;
+    }
     sigaction(SIGALRM, &restarting, NULL);
     if (strcmp(argv[2], "wait") == 0) prepare_waits();
     for (int i = 3; i < argc; i++) {
