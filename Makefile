@@ -14,12 +14,12 @@ WANTED := clang-14
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
 
-demo: setup programs ## build a program with planted bugs, track it and show what is found
+demo: setup native programs ## build a program with planted bugs, track it and show what is found
 	@echo "== tests/programs/demo.c has three bugs planted: a leak, a duplicate free and a stray free =="
 	$(BIN)/rtetrack-frida spawn --dump-file build/demo-dump.csv --summary build/demo-summary.json $(PROGRAMS)/demo
 	@$(BIN)/python tests/programs/demo_verdict.py build/demo-summary.json
 
-test: check programs source-programs ## everything: ruff, mypy, pytest
+test: check native programs source-programs ## everything: ruff, mypy, pytest
 	$(BIN)/pytest $(PYTEST_OPTIONS)
 
 check: setup ## ruff and mypy only
@@ -35,13 +35,17 @@ source-programs: setup programs
 	@tests/programs/dpdk-from-source.sh build/dpdk-source $(BIN)
 	@$(MAKE) -s -C tests/programs OUT=$(abspath $(PROGRAMS)) SOURCE=$(abspath build/dpdk-source) from-source
 
-bench: setup programs ## measure what tracking costs
+bench: setup native programs ## measure what tracking costs
 	@test -f bench/run.py || { echo "There is no benchmark in bench/run.py." >&2; exit 1; }
 	$(BIN)/python bench/run.py $(BENCH_OPTIONS)
 
+# The native engine by the system's compiler; without one TinyCC compiles it in the target.
+native: system
+	@$(PYTHON) frida_rtetrack/native/build.py || true
+
 setup: system $(VENV)/.stamp ## the Python environment in .venv
 
-$(VENV)/.stamp: pyproject.toml
+$(VENV)/.stamp: pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	@touch $@
@@ -79,7 +83,7 @@ build/.system: Makefile
 	touch $@
 
 clean: ## remove what was built
-	rm -rf build $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build $(VENV) *.egg-info frida_rtetrack/native/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help demo test check programs source-programs bench setup system clean
+.PHONY: help demo test check native programs source-programs bench setup system clean

@@ -16,9 +16,11 @@ import click
 from frida_rtetrack.commands.prompt import Prompt
 from frida_rtetrack.commands.terminal import ProgramTerminal
 from frida_rtetrack.errors import NotLive, RtetrackError
-from frida_rtetrack.host import DEFAULT_DUMP_PATH, ENGINES, MAX_FRAMES, VERSION, Host, Options
+from frida_rtetrack.host import VERSION, Host
+from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_FRAMES, Options
 from frida_rtetrack.reporters import json_file, text
 from frida_rtetrack.reporters.console import ConsoleReporter, print_help_of
+from frida_rtetrack.target.engine import native_compiler
 
 EXIT_TOOL_FAILED = 125
 """As env(1) and timeout(1) do: not a status that a program is likely to have of its own."""
@@ -52,7 +54,9 @@ def _tracking_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
-@click.version_option(VERSION, prog_name="rtetrack-frida", message="%(prog)s %(version)s")
+@click.version_option(
+    VERSION, prog_name="rtetrack-frida", message=f"%(prog)s %(version)s, engine: native ({native_compiler()})"
+)
 def cli() -> None:
     """Track the memory that a program takes from DPDK's heap: allocations, leaks, stray and duplicate frees."""
 

@@ -37,7 +37,7 @@ struct memzone { /* the part of struct rte_memzone that all versions share (lib/
 };
 
 /* On pages of their own with MADV_WIPEONFORK: a forked child reads zeros, so `on` is off in it. */
-struct agent {
+struct WHOLE_PAGES agent {
     volatile uint32_t on; /* this process is tracked: count who is inside of a hook */
     volatile uint32_t recording; /* append events (off: paused, or leaving) */
     volatile uint32_t abandoned; /* the host reads no more: a full ring drops */
@@ -72,7 +72,7 @@ struct agent {
     volatile uint64_t read_only_used; /* entries ever used */
 };
 
-extern struct agent agent;
+STATE(struct agent, agent);
 
 /* Not wiped: what a forked child needs to go on recording, if that is wanted (--follow-fork). */
 struct follow {
@@ -80,6 +80,6 @@ struct follow {
     struct agent parent; /* as it was when the session began */
 };
 
-extern struct follow fork_follow;
+STATE(struct follow, fork_follow);
 
 #endif

@@ -1,4 +1,6 @@
 /* The native engine, whole: what is compiled for x86-64. */
+#define RTETRACK_TARGET
+#include "build.h"
 #include "session.c"
 #include "execs.c"
 #include "exports.c"

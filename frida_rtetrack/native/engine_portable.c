@@ -1,4 +1,5 @@
 /* What the portable engine needs of C, whole: for every architecture, compiled in the program by TinyCC. */
+#define RTETRACK_TARGET
 #include "session.c"
 #include "execs.c"
 #include "exports.c"

@@ -5,10 +5,7 @@
  * The caller may be a child of vfork or posix_spawn that borrows its parent's memory and thread: system calls only.
  */
 #include "agent.h"
-
-#ifdef __TINYC__
-#include <gum/guminterceptor.h>
-#endif
+#include "gum.h"
 
 #define EXEC_LIMIT_NS 5000000000ULL
 #define AT_CURRENT_FOLDER -100L
@@ -43,7 +40,7 @@ static void exec_called(const char *path) {
     *error = saved;
 }
 
-#ifdef __TINYC__
+#ifdef RTETRACK_TARGET
 void exec_probe(GumInvocationContext *context) {
     exec_called((const char *) gum_invocation_context_get_nth_argument(context, 0));
 }

@@ -5,7 +5,7 @@
  *
  * x86-64 only: it must be gone from the stack when Frida's handler runs, which may never return (siglongjmp).
  */
-#if defined(__TINYC__) && defined(__x86_64__)
+#if defined(RTETRACK_TARGET) && defined(__x86_64__)
 #define SYS_RT_SIGACTION 13L
 #define SYS_RT_TGSIGQUEUEINFO 297L
 #define SIGNALS 32
@@ -23,7 +23,7 @@ struct faults { /* not wiped in a forked child: its handler must still reach Fri
     struct kernel_action before[SIGNALS];
 };
 
-extern struct faults faults;
+STATE(struct faults, faults);
 
 static const int FAULT_SIGNALS[] = {4, 5, 6, 7, 8, 11, 31}; /* SIGILL TRAP ABRT BUS FPE SEGV SYS: what Frida handles */
 
@@ -45,14 +45,30 @@ static int program_has_default(int signal) {
     return got == 0 && program.handler == HANDLER_DEFAULT;
 }
 
-static void fault_handler(int signal, void *info, void *context) {
-    void *next = faults.before[signal].handler;
-    if (faults.active && was_sent(info) && program_has_default(signal)) {
-        end_by(signal, info);
-        return;
-    }
-    __asm__ volatile("leave; jmp *%%rax" : : "a"(next), "D"((long) signal), "S"(info), "d"(context));
+/* The handler to go on with; NULL: the signal has been dealt with. */
+__attribute__((used)) void *fault_next(int signal, void *info) {
+    if (!faults.active || !was_sent(info) || !program_has_default(signal)) return faults.before[signal].handler;
+    end_by(signal, info);
+    return NULL;
 }
+
+/* A jump, not a call: no frame of ours may lie under Frida's handler. */
+void fault_handler(int signal, void *info, void *context);
+__asm__(
+    ".text\n"
+    ".globl fault_handler\n"
+    "fault_handler:\n"
+    "pushq %rdi\n"
+    "pushq %rsi\n"
+    "pushq %rdx\n"
+    "call fault_next\n"
+    "popq %rdx\n"
+    "popq %rsi\n"
+    "popq %rdi\n"
+    "testq %rax, %rax\n"
+    "jz 1f\n"
+    "jmp *%rax\n"
+    "1: ret\n");
 
 void faults_start(void) {
     unsigned i;

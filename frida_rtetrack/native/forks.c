@@ -4,7 +4,7 @@
  * In a forked child, where `agent` reads as zeros: takes the parent's state over as a process of its own, if children
  * are followed. 0: they are not, or the host has gone.
  */
-static int adopt_child(void) {
+static __attribute__((noinline)) int adopt_child(void) {
     uint64_t process;
     if (!fork_follow.on) return 0;
     while (atomic_exchange(&fork_follow.lock, 1)) cpu_relax(); /* the child's threads only, and for a moment */
@@ -34,7 +34,7 @@ static int adopt_child(void) {
 }
 
 /* Whether this process is not tracked: nothing then but to call the original. */
-#define OFF() (!agent.on && !adopt_child())
+#define OFF() (unlikely(!agent.on) && !adopt_child())
 
 /* From now on (not) every forked child records into this session too. */
 void agent_follow(int on) {

@@ -31,7 +31,7 @@ struct originals {
     volatile uint64_t uncounted; /* threads inside of a hook that have no slot of their own */
 };
 
-extern struct originals originals;
+STATE(struct originals, originals);
 
 #define SOCKET_ANY -1
 #define NESTED ((struct thread_slot *) 1)
@@ -46,8 +46,8 @@ struct thread_private {
     /* two memos follow */
 };
 
-static struct unwind_memo *memo_of(struct thread_private *own, int release) {
-    return (struct unwind_memo *) ((uint8_t *) (own + 1) + (release ? unwind_memo_bytes() : 0));
+INLINE struct unwind_memo *memo_of(struct thread_private *own, int release) {
+    return (struct unwind_memo *) ((uint8_t *) (own + 1) + (release ? sizeof(struct unwind_memo) : 0));
 }
 
 #define PRIVATE_BYTES ((long) ((sizeof(struct thread_private) + 2 * unwind_memo_bytes() + 4095) & ~4095UL))
@@ -96,10 +96,8 @@ static void take_out_hooks(struct unwind_trace *trace) {
     trace->number = 0;
 }
 
-/*
- * The number of the stack above the hook whose frame is `frame` (saved rbp, then the return address). 0: not stored.
- */
-static uint32_t stack_above(struct thread_slot *thread, const uint64_t *frame, int release) {
+/* The stack above a hook, by walking; it becomes what stack_above() finds again if the thread keeps coming by. */
+static __attribute__((noinline)) uint32_t walk_stack_above(struct thread_slot *thread, const uint64_t *frame, int release) {
     uint64_t frames[MAX_FRAMES], sp = (uint64_t) (frame + 2);
     struct unwind_trace trace;
     struct thread_private *own;
@@ -130,37 +128,53 @@ static uint32_t stack_above(struct thread_slot *thread, const uint64_t *frame, i
 }
 
 /*
+ * The number of the stack above the hook whose frame is `frame` (saved rbp, then the return address). 0: not stored.
+ * Where it is the one that this thread came by last, no frame of it is copied.
+ */
+INLINE uint32_t stack_above(struct thread_slot *thread, const uint64_t *frame, int release) {
+    uint64_t sp = (uint64_t) (frame + 2);
+    struct thread_private *own = (struct thread_private *) thread->own_memory;
+    if (likely(own != NULL && !thread->taken && sp >= thread->stack_low && sp < thread->stack_high)) {
+        const struct walk_cache *cache = release ? &own->release : &own->allocation;
+        uint32_t number = repeat_walk(agent.unwinder, memo_of(own, release), frame[1], sp, frame[0], sp, thread->stack_high,
+                                      (int32_t) agent.max_frames, NULL);
+        if (likely(number != 0 && number == cache->number && cache->epoch == agent.epoch)) return cache->stack;
+    }
+    return walk_stack_above(thread, frame, release);
+}
+
+/*
  * The calling thread's slot if this is the outermost hooked call on it, NESTED if another one encloses it, NULL if the
  * thread has no slot. The stack grows down: a frame above the outermost one means that that one was left by longjmp.
  */
-static struct thread_slot *enter(const uint64_t *frame) {
+INLINE struct thread_slot *enter(const uint64_t *frame) {
     struct thread_slot *thread = thread_known();
-    if (thread == NULL && (thread = thread_register()) == NULL) {
+    if (unlikely(thread == NULL) && (thread = thread_register()) == NULL) {
         atomic_add(&originals.uncounted, 1);
         atomic_add(&agent.header->lost, 1);
         return NULL;
     }
-    if (thread->depth != 0 && (uint64_t) frame < thread->outermost_sp) return NESTED;
+    if (unlikely(thread->depth != 0) && (uint64_t) frame < thread->outermost_sp) return NESTED;
     thread->depth = 1;
     thread->outermost_sp = (uint64_t) frame;
     return thread;
 }
 
-static void leave(struct thread_slot *thread) {
+INLINE void leave(struct thread_slot *thread) {
     if (thread == NULL) atomic_add(&originals.uncounted, (uint64_t) -1);
     else if (thread != NESTED) thread->depth = 0;
 }
 
-#define OUTERMOST(thread) ((uint64_t) (thread) > 1 && agent.recording)
+#define OUTERMOST(thread) likely((uint64_t) (thread) > 1 && agent.recording)
 
-static void note_allocation(struct thread_slot *thread, const uint64_t *frame, uint32_t api, int socket, const char *type,
+INLINE void note_allocation(struct thread_slot *thread, const uint64_t *frame, uint32_t api, int socket, const char *type,
                             uint64_t size, uint64_t address) {
     uint32_t stack = agent.allocation_backtrace ? stack_above(thread, frame, 0) : 0;
     append(thread, WHAT(address != 0 ? EVENT_ALLOCATED : EVENT_ALLOCATION_FAILED, api, socket), address, size, stack,
            label_of(type));
 }
 
-static void note_free(struct thread_slot *thread, const uint64_t *frame, uint32_t api, uint64_t address) {
+INLINE void note_free(struct thread_slot *thread, const uint64_t *frame, uint32_t api, uint64_t address) {
     uint32_t stack = agent.free_backtrace ? stack_above(thread, frame, 1) : 0;
     append(thread, WHAT(EVENT_FREED, api, SOCKET_ANY), address, 0, stack, 0);
 }

@@ -80,26 +80,30 @@ static uint32_t copy_label(const char *prefix, const char *type) {
     return intern_label(text, used > LABEL_MAX_BYTES ? LABEL_MAX_BYTES : used);
 }
 
+/* A label whose pointer was not seen before, or whose text may have changed: it is copied. */
+static __attribute__((noinline)) uint32_t read_label(const char *type, struct label_cache_entry *entry, uint32_t epoch) {
+    uint32_t label = copy_label("", type);
+    if (label != 0 && is_read_only((uint64_t) type) && !atomic_exchange(&agent.label_lock, 1)) {
+        entry->pointer = 0;
+        entry->label_and_epoch = label | (uint64_t) epoch << 32;
+        entry->pointer = (uint64_t) type;
+        publish_u32(&agent.label_lock, 0);
+    }
+    return label;
+}
+
 /*
  * The number of the label that `type` points to: 0 for NULL. The text is copied at every call, except where the
  * pointer lies in a module's read-only memory: such text cannot change until the module is unloaded.
  */
-static uint32_t label_of(const char *type) {
+INLINE uint32_t label_of(const char *type) {
     uint64_t pointer = (uint64_t) type, value;
-    struct label_cache_entry *entry;
-    uint32_t label, epoch = agent.epoch;
+    struct label_cache_entry *entry = &agent.label_cache[(pointer ^ pointer >> 12) & (LABEL_CACHE_ENTRIES - 1)];
+    uint32_t epoch = agent.epoch;
     if (type == NULL) return 0;
-    entry = &agent.label_cache[(pointer ^ pointer >> 12) & (LABEL_CACHE_ENTRIES - 1)];
-    if (entry->pointer == pointer) {
+    if (likely(entry->pointer == pointer)) {
         value = entry->label_and_epoch;
-        if (value >> 32 == epoch && entry->pointer == pointer) return (uint32_t) value;
+        if (likely(value >> 32 == epoch && entry->pointer == pointer)) return (uint32_t) value;
     }
-    label = copy_label("", type);
-    if (label != 0 && is_read_only(pointer) && !atomic_exchange(&agent.label_lock, 1)) {
-        entry->pointer = 0;
-        entry->label_and_epoch = label | (uint64_t) epoch << 32;
-        entry->pointer = pointer;
-        publish_u32(&agent.label_lock, 0);
-    }
-    return label;
+    return read_label(type, entry, epoch);
 }

@@ -2,7 +2,18 @@
  * The native engine's way where a function cannot be replaced: Interceptor.attach with these callbacks. The listener's
  * data is the function's number in enum event_api.
  */
-#include <gum/guminterceptor.h>
+#include "gum.h"
+
+/* Where a call's registers are: offset of the pointer to them, and of the stack and frame pointers in them. */
+struct call_layout {
+    uint64_t registers, sp, bp;
+};
+
+STATE(struct call_layout, call_layout);
+
+static uint64_t register_at(GumInvocationContext *context, uint64_t offset) {
+    return *(const uint64_t *) (*(const uint8_t *const *) ((const uint8_t *) context + call_layout.registers) + offset);
+}
 
 struct listened_call {
     struct thread_slot *thread;
@@ -21,12 +32,12 @@ static uint64_t argument(GumInvocationContext *context, unsigned number) {
 /* The stack of a listened call: its return address is on the program's stack, not in a frame of ours. */
 static uint32_t listened_stack(GumInvocationContext *context, struct thread_slot *thread, int release) {
     uint64_t frames[MAX_FRAMES];
-    uint64_t sp = (uint64_t) context->cpu_context->rsp + 8;
+    uint64_t sp = register_at(context, call_layout.sp) + 8;
     struct unwind_trace trace;
     trace.ra = (uint64_t) gum_invocation_context_get_return_address(context);
     if (!on_known_stack(thread, sp)) return intern_stack(hash_stack(&trace.ra, 1), &trace.ra, 1, STACK_OUT_OF_BOUNDS);
     trace.sp = trace.low = sp;
-    trace.bp = context->cpu_context->rbp;
+    trace.bp = register_at(context, call_layout.bp);
     trace.high = thread->stack_high;
     trace.frames = frames;
     trace.max_frames = (int32_t) agent.max_frames;
@@ -36,9 +47,9 @@ static uint32_t listened_stack(GumInvocationContext *context, struct thread_slot
 }
 
 void listener_enter(GumInvocationContext *context) {
-    struct listened_call *call = GUM_IC_GET_INVOCATION_DATA(context, struct listened_call);
+    struct listened_call *call = INVOCATION_DATA(context, struct listened_call);
     uint32_t api = (uint32_t) (uint64_t) gum_invocation_context_get_listener_function_data(context);
-    uint64_t sp = (uint64_t) context->cpu_context->rsp;
+    uint64_t sp = register_at(context, call_layout.sp);
     call->thread = NESTED;
     call->announced = 0;
     call->stack = 0;
@@ -89,7 +100,7 @@ void listener_enter(GumInvocationContext *context) {
 }
 
 void listener_leave(GumInvocationContext *context) {
-    struct listened_call *call = GUM_IC_GET_INVOCATION_DATA(context, struct listened_call);
+    struct listened_call *call = INVOCATION_DATA(context, struct listened_call);
     uint32_t api = (uint32_t) (uint64_t) gum_invocation_context_get_listener_function_data(context);
     uint64_t result = (uint64_t) gum_invocation_context_get_return_value(context), size = call->size;
     uint32_t label;

@@ -1,7 +1,7 @@
 /*
- * What differs between the two compilers that build this folder: TinyCC inside the target (Frida's CModule) and the
- * system's compiler in the unit tests. TinyCC has neither __atomic builtins nor __thread, and miscompiles "m" operands
- * that are reached through a pointer: every operand below is a register.
+ * What differs between those who build this folder: the system's compiler and TinyCC for the target (RTETRACK_TARGET, see
+ * engine_native.c), and the system's compiler for the tests on the host. TinyCC has neither __atomic builtins nor
+ * __thread, and miscompiles "m" operands that are reached through a pointer: every operand below is a register.
  */
 #ifndef RTETRACK_PLATFORM_H
 #define RTETRACK_PLATFORM_H
@@ -10,14 +10,32 @@
 #include <stdint.h>
 #include <string.h>
 
-#ifdef __TINYC__
-#include <glib.h>
-#include <gum/gumtls.h>
-typedef GumTlsKey tls_key_t;
-static void *tls_get(tls_key_t key) { return gum_tls_key_get_value(key); }
-static void tls_set(tls_key_t key, void *value) { gum_tls_key_set_value(key, value); }
-static tls_key_t tls_new(void) { return gum_tls_key_new(); }
-static void tls_free(tls_key_t key) { gum_tls_key_free(key); }
+/*
+ * State that outlives a call. TinyCC's is read-only where Frida puts it: there agent.js maps pages and hands them in by
+ * name. Compiled ahead it lies in .bss, each object on pages of its own, as what a fork does with them differs.
+ */
+#if defined(RTETRACK_TARGET) && !defined(__TINYC__)
+#define STATE(type, name) type name __attribute__((aligned(4096)))
+#define WHOLE_PAGES __attribute__((aligned(4096)))
+#else
+#define STATE(type, name) extern type name
+#define WHOLE_PAGES
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define likely(condition) __builtin_expect(!!(condition), 1)
+#define unlikely(condition) __builtin_expect(!!(condition), 0)
+
+#ifdef RTETRACK_TARGET /* Gum's, gum/gumtls.h: a libc's own key may be narrower */
+typedef size_t tls_key_t;
+extern tls_key_t gum_tls_key_new(void);
+extern void gum_tls_key_free(tls_key_t key);
+extern void *gum_tls_key_get_value(tls_key_t key);
+extern void gum_tls_key_set_value(tls_key_t key, void *value);
+#define tls_get gum_tls_key_get_value
+#define tls_set gum_tls_key_set_value
+#define tls_new gum_tls_key_new
+#define tls_free gum_tls_key_free
 #else
 #include <pthread.h>
 typedef pthread_key_t tls_key_t;
@@ -29,28 +47,29 @@ static inline void tls_free(tls_key_t key) { pthread_key_delete(key); }
 
 #if defined(__x86_64__)
 /* Adds and returns the value before. A full barrier. */
-static uint64_t atomic_add(volatile uint64_t *p, uint64_t value) {
+INLINE uint64_t atomic_add(volatile uint64_t *p, uint64_t value) {
     __asm__ volatile("lock xaddq %0, (%1)" : "+r"(value) : "r"(p) : "memory");
     return value;
 }
 /* Sets and returns the value before. A full barrier. */
-static uint32_t atomic_exchange(volatile uint32_t *p, uint32_t value) {
+INLINE uint32_t atomic_exchange(volatile uint32_t *p, uint32_t value) {
     __asm__ volatile("xchgl %0, (%1)" : "+r"(value) : "r"(p) : "memory");
     return value;
 }
 /* Sets to `value` what was 0, and returns the value before. A full barrier. */
-static uint32_t atomic_claim(volatile uint32_t *p, uint32_t value) {
+INLINE uint32_t atomic_claim(volatile uint32_t *p, uint32_t value) {
     uint32_t before = 0;
     __asm__ volatile("lock cmpxchgl %2, (%1)" : "+a"(before) : "r"(p), "r"(value) : "memory");
     return before;
 }
 /* x86 keeps stores in order and loads in order: only the compiler must be held back. */
-static void publish_u32(volatile uint32_t *p, uint32_t value) {
+INLINE void publish_u32(volatile uint32_t *p, uint32_t value) {
     __asm__ volatile("" : : : "memory");
     *p = value;
 }
-static void cpu_relax(void) { __asm__ volatile("pause" : : : "memory"); }
+INLINE void cpu_relax(void) { __asm__ volatile("pause" : : : "memory"); }
 #elif defined(__TINYC__)
+#include <glib.h>
 static uint64_t atomic_add(volatile uint64_t *p, uint64_t value) { return (uint64_t) g_atomic_pointer_add((void **) p, (gssize) value); }
 static uint32_t atomic_exchange(volatile uint32_t *p, uint32_t value) {
     uint32_t before;

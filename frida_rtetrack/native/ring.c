@@ -4,7 +4,7 @@
 #define HEARTBEAT_LIMIT_NS 2000000000ULL
 
 /* Waits until the ring has room again. 0: the host is not there (any more); the event must be dropped. */
-static int wait_for_room(uint64_t needed_tail) {
+static __attribute__((noinline)) int wait_for_room(uint64_t needed_tail) {
     struct session_header *header = agent.header;
     int64_t pause[2];
     pause[0] = 0;
@@ -28,10 +28,10 @@ static int wait_for_room(uint64_t needed_tail) {
  * Claims the next slot of the ring, and says that the thread is writing it; NULL: dropped and counted. `commit` says
  * what to hand to publish_u32(&event->commit) once the slot is filled in; then thread->appending must be put back.
  */
-static struct event *claim(struct thread_slot *thread, uint32_t *commit) {
+INLINE struct event *claim(struct thread_slot *thread, uint32_t *commit) {
     struct session_header *header = agent.header;
     uint64_t room = agent.tail_seen + agent.ring_capacity, index = *(volatile uint64_t *) &header->head + RING_MARGIN;
-    if (index >= room) { /* full, as far as was known */
+    if (unlikely(index >= room)) { /* full, as far as was known */
         agent.tail_seen = *(volatile uint64_t *) &header->tail;
         if (index >= agent.tail_seen + agent.ring_capacity && !wait_for_room(index + 1 - agent.ring_capacity)) {
             atomic_add(&header->lost, 1);
@@ -42,7 +42,7 @@ static struct event *claim(struct thread_slot *thread, uint32_t *commit) {
     thread->appending++;
     index = atomic_add(&header->head, 1);
     /* More threads than the margin came through the check together: only now must this one wait, for its own slot. */
-    if (index >= room && !wait_for_room(index + 1 - agent.ring_capacity)) {
+    if (unlikely(index >= room) && !wait_for_room(index + 1 - agent.ring_capacity)) {
         thread->appending--; /* the slot stays uncommitted: the reader skips and counts it */
         return NULL;
     }
@@ -51,13 +51,13 @@ static struct event *claim(struct thread_slot *thread, uint32_t *commit) {
 }
 
 /* Appends one event. `what` is its kind, api << 8 and socket << 16. 0: dropped and counted. */
-static int append(struct thread_slot *thread, uint32_t what, uint64_t address, uint64_t size, uint32_t stack, uint32_t label) {
+INLINE int append(struct thread_slot *thread, uint32_t what, uint64_t address, uint64_t size, uint32_t stack, uint32_t label) {
     uint32_t commit;
     volatile struct event *event = claim(thread, &commit);
-    if (event == NULL) return 0;
+    if (unlikely(event == NULL)) return 0;
     *(volatile uint32_t *) &event->kind = what;
     event->address = address;
-    if (size >> EVENT_SIZE_BITS) size = (1ULL << EVENT_SIZE_BITS) - 1;
+    if (unlikely(size >> EVENT_SIZE_BITS)) size = (1ULL << EVENT_SIZE_BITS) - 1;
     event->size_and_thread = size | thread_number(thread) << EVENT_SIZE_BITS;
     *(volatile uint64_t *) &event->stack = stack | (uint64_t) label << 32;
     publish_u32(&event->commit, commit);

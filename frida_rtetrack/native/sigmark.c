@@ -3,9 +3,7 @@
  * that point. The program's own handler, installed before or after, runs too; a program that ignores the signal is left
  * alone; sigmark_stop puts back what was there.
  */
-#ifdef __TINYC__
-#include <gum/guminterceptor.h>
-#endif
+#include "gum.h"
 
 struct signal_action { /* glibc's struct sigaction on 64-bit Linux */
     void *handler;
@@ -27,7 +25,7 @@ struct sigmark { /* not wiped in a forked child: the child's handler must still 
     struct signal_action program; /* what the program believes to be installed */
 };
 
-extern struct sigmark sigmark;
+STATE(struct sigmark, sigmark);
 extern int sigaction(int signal, const struct signal_action *action, struct signal_action *old);
 
 static void sigmark_handler(int signal, void *info, void *context) {
@@ -81,7 +79,7 @@ void sigmark_stop(void) {
 
 int sigmark_inside(void) { return (int) sigmark.inside; }
 
-#ifdef __TINYC__
+#ifdef RTETRACK_TARGET
 /* Listeners on libc's sigaction: what the program installs later is wrapped in the same way, and it never sees ours. */
 struct sigaction_call {
     int ours; /* the call is about the mark's signal */
@@ -90,7 +88,7 @@ struct sigaction_call {
 };
 
 void sigaction_enter(GumInvocationContext *context) {
-    struct sigaction_call *call = GUM_IC_GET_INVOCATION_DATA(context, struct sigaction_call);
+    struct sigaction_call *call = INVOCATION_DATA(context, struct sigaction_call);
     const struct signal_action *action = gum_invocation_context_get_nth_argument(context, 1);
     call->ours = 0;
     if (!sigmark.active || (int) (uint64_t) gum_invocation_context_get_nth_argument(context, 0) != sigmark.signal) return;
@@ -107,7 +105,7 @@ void sigaction_enter(GumInvocationContext *context) {
 }
 
 void sigaction_leave(GumInvocationContext *context) {
-    struct sigaction_call *call = GUM_IC_GET_INVOCATION_DATA(context, struct sigaction_call);
+    struct sigaction_call *call = INVOCATION_DATA(context, struct sigaction_call);
     if (!call->ours) return;
     if ((int) (uint64_t) gum_invocation_context_get_return_value(context) != 0) {
         sigmark.program = call->program_before;

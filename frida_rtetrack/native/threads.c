@@ -22,7 +22,7 @@ static struct thread_slot *reuse_thread_slot(void) {
 }
 
 /* The calling thread's slot; NULL if there is no room for another thread. */
-static struct thread_slot *thread_register(void) {
+static __attribute__((noinline)) struct thread_slot *thread_register(void) {
     struct session_header *header = agent.header;
     struct thread_slot *slot;
     uint64_t number = header->threads_used;
@@ -40,7 +40,7 @@ static struct thread_slot *thread_register(void) {
     return slot;
 }
 
-#if defined(__x86_64__) && defined(__TINYC__)
+#if defined(__x86_64__) && defined(RTETRACK_TARGET)
 /*
  * glibc keeps the values of the first 32 keys inside of struct pthread, as pairs of a sequence number and the value
  * (nptl/descr.h, struct pthread_key_data). Where our key's pair lies is found once, by looking for a value that was set;
@@ -58,9 +58,9 @@ static void find_thread_value(void) {
     agent.thread_value = found;
 }
 
-static struct thread_slot *thread_known(void) {
+INLINE struct thread_slot *thread_known(void) {
     uint64_t at = agent.thread_value, sequence, value;
-    if (at == 0) return tls_get(agent.thread_key);
+    if (unlikely(at == 0)) return tls_get(agent.thread_key);
     __asm__ volatile("movq %%fs:-8(%2), %0\n movq %%fs:(%2), %1" : "=&r"(sequence), "=&r"(value) : "r"(at));
     return sequence == agent.thread_value_sequence ? (struct thread_slot *) value : NULL;
 }

@@ -12,6 +12,7 @@
  * Formats: System V ABI for x86-64, chapter 3.7 and 4.2.4; LSB Core, "Exception Frames"; DWARF 4, chapters 2.5 and 6.4.
  */
 #include "unwind.h"
+#include "platform.h"
 
 #include <string.h>
 

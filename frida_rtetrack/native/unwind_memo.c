@@ -172,6 +172,36 @@ static void look_for_memo(struct walk *walk)
 }
 
 
+static struct memo_check *add_check(struct unwind_memo *memo, struct memo_check *check, uint64_t place, uint64_t expected)
+{
+    if (check == NULL || check == memo->checks + MEMO_CHECKS)
+        return NULL;
+    check->place = place;
+    check->expected = expected;
+    return check + 1;
+}
+
+/* Lists the words that the memo's walk depends on; returns where the list ends, NULL if the walk cannot be repeated so. */
+static struct memo_check *list_checks(struct unwind_memo *memo)
+{
+    struct memo_check *check = memo->checks;
+    uint64_t zero = (uint64_t)(uintptr_t)&memo->zero;
+    int64_t i;
+    for (i = memo->count - 2; i >= 0; i--) {
+        const struct memo_frame *frame = memo->frames + i;
+        if (frame->ra_place == zero)
+            return NULL;
+        check = add_check(memo, check, frame->ra_place, frame->ra);
+        if (frame->bp_place != zero)
+            check = add_check(memo, check, frame->bp_place, frame->bp);
+        if (frame->cfa_place != zero)
+            check = add_check(memo, check, frame->cfa_place, frame->cfa);
+    }
+    while (check != NULL && (check == memo->checks || (check - memo->checks) % MEMO_CHECKS_AT_ONCE != 0))
+        check = add_check(memo, check, zero, 0);
+    return check;
+}
+
 /* Takes what a finished walk found into the memo, or leaves the memo as it is. */
 static void conclude_walk(struct walk *walk, struct unwind_trace *trace)
 {
@@ -213,7 +243,7 @@ static void conclude_walk(struct walk *walk, struct unwind_trace *trace)
         memo->number = 1;
     detail = memo->details + memo->count - 1;
     memo->hash = detail->hash;
-    memo->top = memo->terminal && detail->via >> ROW_KIND_SHIFT != ROW_SIGNAL ? memo->frames + memo->count - 1 : NULL;
+    memo->checks_end = memo->terminal && detail->via >> ROW_KIND_SHIFT != ROW_SIGNAL ? list_checks(memo) : NULL;
     memo->top_ra = memo->frames[memo->count - 1].ra;
     memo->top_sp = detail->sp;
     memo->top_bp = detail->bp;
@@ -233,7 +263,7 @@ static int open_memo(struct unwind_memo *memo, const struct unwind_state *state,
     generation = load_word(&state->generation);
     if (memo->generation != generation || memo->low != trace->low || memo->high != trace->high) {
         memo->count = 0;
-        memo->top = NULL;
+        memo->checks_end = NULL;
         memo->generation = generation;
         memo->low = trace->low;
         memo->high = trace->high;
@@ -248,113 +278,82 @@ static void close_memo(struct unwind_memo *memo)
     memo->busy = 0;
 }
 
-/* The most common walk, the memo's whole one again, with as little ado as possible. Returns 0 if it is not that, and has
- * then done nothing but write to trace->frames. */
-static int repeat_in_c(struct unwind_memo *memo, struct unwind_trace *trace, uint64_t generation)
+static int matches_in_c(const struct memo_check *check, const struct memo_check *end)
 {
-    uint64_t *frames;
-    int repeated = 0;
-    if (memo->busy)
+    uint64_t difference = 0;
+    for (; check != end; check++)
+        difference |= stack_word(check->place) ^ check->expected;
+    return difference == 0;
+}
+
+/* The same for at least one lot of MEMO_CHECKS_AT_ONCE: no comparison waits for another. */
+INLINE int matches_in_assembly(const struct memo_check *check, const struct memo_check *end)
+{
+    uint64_t a, b, c, difference;
+    __asm__ volatile(
+        "1:\n"
+        "movq 0(%[check]), %[a]\n"
+        "movq 16(%[check]), %[b]\n"
+        "movq 32(%[check]), %[c]\n"
+        "movq 48(%[check]), %[d]\n"
+        "movq (%[a]), %[a]\n"
+        "movq (%[b]), %[b]\n"
+        "movq (%[c]), %[c]\n"
+        "movq (%[d]), %[d]\n"
+        "xorq 8(%[check]), %[a]\n"
+        "xorq 24(%[check]), %[b]\n"
+        "xorq 40(%[check]), %[c]\n"
+        "xorq 56(%[check]), %[d]\n"
+        "orq %[a], %[b]\n"
+        "orq %[c], %[d]\n"
+        "orq %[b], %[d]\n"
+        "jnz 2f\n"
+        "addq $64, %[check]\n"
+        "cmpq %[end], %[check]\n"
+        "jb 1b\n"
+        "2:\n"
+        : [check] "+r"(check), [a] "=&r"(a), [b] "=&r"(b), [c] "=&r"(c), [d] "=&r"(difference)
+        : [end] "r"(end)
+        : "memory", "cc");
+    return difference == 0;
+}
+
+_Static_assert(sizeof(struct memo_check) * MEMO_CHECKS_AT_ONCE == 64, "the assembly knows this");
+
+static void recall_walk(const struct unwind_memo *memo, struct unwind_trace *trace)
+{
+    int64_t i;
+    for (i = 0; i < memo->count; i++)
+        trace->frames[i] = memo->frames[memo->count - 1 - i].ra;
+    trace->count = (int32_t)memo->count;
+    trace->end = memo->end;
+    trace->number = memo->number;
+    trace->hash = memo->hash;
+}
+
+/*
+ * The most common walk: the memo's whole one again, found by comparing the words that it depends on. Returns its number, 0
+ * if it is not that. `trace`, if it is not NULL, gets the results; it has room for max_frames.
+ */
+INLINE uint32_t repeat_walk(const struct unwind_state *state, struct unwind_memo *memo, uint64_t ra, uint64_t sp, uint64_t bp,
+                            uint64_t low, uint64_t high, int32_t max_frames, struct unwind_trace *trace)
+{
+    uint32_t number = 0;
+    if (unlikely(memo->busy))
         return 0;
     memo->busy = 1; /* before anything of it is read: a signal may come in between and change it */
     COMPILER_BARRIER();
-    if (memo->generation == generation && memo->top != NULL && memo->low == trace->low && memo->high == trace->high &&
-        memo->top_ra == trace->ra && memo->top_sp == trace->sp &&
-        ((memo->top_bp ^ trace->bp) & memo->top_bp_mask) == 0 && memo->count <= trace->max_frames) {
-        trace->frames[0] = trace->ra;
-        frames = follow_in_c(memo->top, memo->frames, trace->frames + 1);
-        repeated = frames == trace->frames + memo->count;
-    }
-    if (repeated) {
-        trace->count = (int32_t)memo->count;
-        trace->end = memo->end;
-        trace->number = memo->number;
-        trace->hash = memo->hash;
+    if (likely(memo->generation == load_word(&state->generation) && memo->checks_end != NULL && memo->low == low &&
+               memo->high == high && memo->top_ra == ra && memo->top_sp == sp &&
+               ((memo->top_bp ^ bp) & memo->top_bp_mask) == 0 && memo->count <= max_frames) &&
+        likely(state->plain_loops ? matches_in_c(memo->checks, memo->checks_end)
+                                  : matches_in_assembly(memo->checks, memo->checks_end))) {
+        number = memo->number;
         memo->others_since = 0;
+        if (trace != NULL)
+            recall_walk(memo, trace);
     }
     COMPILER_BARRIER();
     memo->busy = 0;
-    return repeated;
-}
-
-static int repeat_in_assembly(struct unwind_memo *memo, struct unwind_trace *trace, uint64_t generation)
-{
-    uint64_t repeated = generation;
-    __asm__ volatile(
-        "cmpq $0, 0(%%rdi)\n" /* busy */
-        "jne 5f\n"
-        "movq $1, 0(%%rdi)\n"
-        "cmpq 8(%%rdi), %%rax\n" /* generation */
-        "jne 6f\n"
-        "movq 64(%%rdi), %%rdx\n" /* top */
-        "testq %%rdx, %%rdx\n"
-        "jz 6f\n"
-        "movq 24(%%rsi), %%r8\n" /* low */
-        "cmpq 16(%%rdi), %%r8\n"
-        "jne 6f\n"
-        "movq 32(%%rsi), %%r8\n" /* high */
-        "cmpq 24(%%rdi), %%r8\n"
-        "jne 6f\n"
-        "movq 0(%%rsi), %%r9\n" /* ra */
-        "cmpq 32(%%rdi), %%r9\n"
-        "jne 6f\n"
-        "movq 8(%%rsi), %%r8\n" /* sp */
-        "cmpq 40(%%rdi), %%r8\n"
-        "jne 6f\n"
-        "movq 16(%%rsi), %%r8\n" /* bp */
-        "xorq 48(%%rdi), %%r8\n"
-        "testq 56(%%rdi), %%r8\n"
-        "jnz 6f\n"
-        "movslq 48(%%rsi), %%r8\n" /* max_frames */
-        "cmpq 88(%%rdi), %%r8\n"   /* count */
-        "jl 6f\n"
-        "movq 40(%%rsi), %%r10\n" /* frames */
-        "movq %%r9, (%%r10)\n"
-        "addq $8, %%r10\n"
-        "leaq 144(%%rdi), %%r11\n" /* the outermost frame */
-        "movq 72(%%rdi), %%rcx\n"  /* thorough */
-        "1:\n"
-        "cmpq %%r11, %%rdx\n"
-        "je 4f\n"
-        "movq -40(%%rdx), %%r8\n" /* ra_place */
-        "movq (%%r8), %%r8\n"
-        "cmpq -48(%%rdx), %%r8\n" /* ra */
-        "jne 6f\n"
-        "movq -24(%%rdx), %%r9\n" /* bp_place */
-        "movq (%%r9), %%r9\n"
-        "cmpq -32(%%rdx), %%r9\n" /* bp */
-        "jne 6f\n"
-        "testq %%rcx, %%rcx\n"
-        "jnz 3f\n"
-        "2:\n"
-        "movq %%r8, (%%r10)\n"
-        "addq $8, %%r10\n"
-        "subq $48, %%rdx\n"
-        "jmp 1b\n"
-        "3:\n"
-        "movq -8(%%rdx), %%r9\n" /* cfa_place */
-        "movq (%%r9), %%r9\n"
-        "cmpq -16(%%rdx), %%r9\n" /* cfa */
-        "je 2b\n"
-        "jmp 6f\n"
-        "4:\n"
-        "movq 88(%%rdi), %%r8\n"
-        "movl %%r8d, 52(%%rsi)\n" /* count */
-        "movq 96(%%rdi), %%r8\n"
-        "movq %%r8, 56(%%rsi)\n" /* end and number */
-        "movq 80(%%rdi), %%r8\n"
-        "movq %%r8, 64(%%rsi)\n" /* hash */
-        "movq $0, 104(%%rdi)\n"  /* others_since */
-        "movq $0, 0(%%rdi)\n"
-        "movl $1, %%eax\n"
-        "jmp 7f\n"
-        "6:\n"
-        "movq $0, 0(%%rdi)\n"
-        "5:\n"
-        "xorl %%eax, %%eax\n"
-        "7:\n"
-        : "+a"(repeated)
-        : "D"(memo), "S"(trace)
-        : "rcx", "rdx", "r8", "r9", "r10", "r11", "memory", "cc");
-    return (int)repeated;
+    return number;
 }

@@ -84,8 +84,7 @@ static int walk_on(struct walk *walk)
 int unwind_walk_with_memo(struct unwind_state *state, struct unwind_memo *memo, struct unwind_trace *trace)
 {
     struct walk walk;
-    if (memo != NULL && (state->plain_loops ? repeat_in_c(memo, trace, load_word(&state->generation))
-                                            : repeat_in_assembly(memo, trace, load_word(&state->generation))))
+    if (memo != NULL && repeat_walk(state, memo, trace->ra, trace->sp, trace->bp, trace->low, trace->high, trace->max_frames, trace))
         return trace->count;
     trace->frames[0] = trace->ra;
     if (trace->sp < trace->low || trace->sp > trace->high || (trace->sp & 7)) {

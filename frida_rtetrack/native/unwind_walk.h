@@ -28,26 +28,31 @@ struct fresh_frame {
     uint64_t cfa_loaded, cfa_place; /* with ROW_DEREF_* */
 };
 
+/* A word on the stack that must be what it was for the whole walk to be the same again. */
+struct memo_check {
+    uint64_t place, expected;
+};
+#define MEMO_CHECKS (2 * UNWIND_MAX_FRAMES)
+#define MEMO_CHECKS_AT_ONCE 4 /* their number is a multiple of this */
+
 struct unwind_memo {
-    /* The assembly knows these. */
-    uint64_t busy;            /*  0: a walk is at work on it, perhaps one that a signal interrupted */
-    uint64_t generation;      /*  8: what held for its walk: the state's generation ... */
-    uint64_t low, high;       /* 16: ... and the stack's bounds */
-    uint64_t top_ra, top_sp;  /* 32: where its walk began */
-    uint64_t top_bp;          /* 48 */
-    uint64_t top_bp_mask;     /* 56: 0 if nothing depends on top_bp, else all ones */
-    struct memo_frame *top;   /* 64: the innermost frame; NULL: the walk cannot be repeated by comparing alone */
-    uint64_t thorough;        /* 72: the comparison has to look at loaded CFAs, too */
-    uint64_t hash;            /* 80 */
-    int64_t count;            /* 88 */
-    int32_t end;              /* 96: these two as in struct unwind_trace */
+    uint64_t busy;            /* a walk is at work on it, perhaps one that a signal interrupted */
+    uint64_t generation;      /* what held for its walk: the state's generation ... */
+    uint64_t low, high;       /* ... and the stack's bounds */
+    uint64_t top_ra, top_sp;  /* where its walk began */
+    uint64_t top_bp;
+    uint64_t top_bp_mask;     /* 0 if nothing depends on top_bp, else all ones */
+    struct memo_check *checks_end; /* NULL: the walk cannot be repeated by comparing alone */
+    uint64_t thorough;        /* the comparison frame by frame has to look at loaded CFAs, too */
+    uint64_t hash;
+    int64_t count;
+    int32_t end;              /* these two as in struct unwind_trace */
     uint32_t number;
-    uint64_t others_since;    /* 104: walks that were not this one, since it was last seen */
-    /* And not these. */
+    uint64_t others_since;    /* walks that were not this one, since it was last seen */
     uint64_t zero, lost_bp;   /* words to point to */
     uint64_t terminal;        /* the outermost frame's row ends the walk, whatever the stack holds */
-    uint64_t pad;
-    struct memo_frame frames[UNWIND_MAX_FRAMES]; /* 144 */
+    struct memo_check checks[MEMO_CHECKS];
+    struct memo_frame frames[UNWIND_MAX_FRAMES];
     struct memo_detail details[UNWIND_MAX_FRAMES];
     struct fresh_frame fresh[UNWIND_MAX_FRAMES + 1]; /* the loop writes a word ahead */
 };
@@ -98,15 +103,4 @@ _Static_assert(offsetof(struct walk, high) == 24 && offsetof(struct walk, frames
                    sizeof(struct memo_frame) == 48 && offsetof(struct memo_frame, cfa_place) == 40 &&
                    offsetof(struct fresh_frame, slot) == 24 && offsetof(struct fresh_frame, via) == 32,
                "the assembly knows these offsets");
-_Static_assert(offsetof(struct unwind_memo, high) == 24 && offsetof(struct unwind_memo, top_ra) == 32 &&
-                   offsetof(struct unwind_memo, top_bp_mask) == 56 && offsetof(struct unwind_memo, top) == 64 &&
-                   offsetof(struct unwind_memo, thorough) == 72 && offsetof(struct unwind_memo, hash) == 80 &&
-                   offsetof(struct unwind_memo, count) == 88 && offsetof(struct unwind_memo, end) == 96 &&
-                   offsetof(struct unwind_memo, others_since) == 104 && offsetof(struct unwind_memo, frames) == 144,
-               "these");
-_Static_assert(offsetof(struct unwind_trace, high) == 32 && offsetof(struct unwind_trace, frames) == 40 &&
-                   offsetof(struct unwind_trace, max_frames) == 48 && offsetof(struct unwind_trace, count) == 52 &&
-                   offsetof(struct unwind_trace, end) == 56 && offsetof(struct unwind_trace, number) == 60 &&
-                   offsetof(struct unwind_trace, hash) == 64,
-               "these");
 _Static_assert(SET_BITS == 13 && ROW_KIND_SHIFT == 24 && INFO_BITS == 30, "and these numbers");

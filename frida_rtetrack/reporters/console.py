@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from frida_rtetrack.host import Observer
+from frida_rtetrack.observer import Observer
 from frida_rtetrack.reporters import text
 from frida_rtetrack.target.target import Ending
 from frida_rtetrack.tracking.badfree import BadFreeReport

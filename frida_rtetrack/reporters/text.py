@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+from frida_rtetrack.reports.stats import Stats
 from frida_rtetrack.reports.summary import CallSite, Leaks, Summary
 from frida_rtetrack.symbols.names import Names, Stack, Thread
 from frida_rtetrack.symbols.symbolizer import Frame
 from frida_rtetrack.tracking.badfree import BadFreeReport
 from frida_rtetrack.tracking.heap import HeapDifference
 from frida_rtetrack.tracking.map import BadFreeKind
-
-if TYPE_CHECKING:
-    from frida_rtetrack.host import Stats
 
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
@@ -118,7 +115,7 @@ def call_site(site: CallSite) -> Iterator[str]:
 def stats(figures: Stats) -> Iterator[str]:
     """The answer of `stats`."""
     yield (
-        f"engine {figures.engine}, {count(len(figures.hooks), 'function')} hooked, for {duration(figures.seconds)}"
+        f"engine: {figures.engine} ({figures.compiler}), {count(len(figures.hooks), 'function')} hooked, for {duration(figures.seconds)}"
         + (", paused" if figures.paused else "")
     )
     ways: dict[str, list[str]] = {}
@@ -188,6 +185,7 @@ def summary(found: Summary) -> Iterator[str]:
         yield from leaks(found.leaks)
     if found.verified is not None:
         yield from verified(found.verified, found.names)
+    yield f"engine: {found.engine} ({found.compiler})"
     total = len(found.bad_frees) + found.bad_frees_not_kept
     if not total:
         yield "no bad frees"

@@ -16,6 +16,7 @@ from frida_rtetrack.target.target import Ending
 from frida_rtetrack.tracking.badfree import BadFreeReport
 from frida_rtetrack.tracking.heap import HeapDifference
 from frida_rtetrack.tracking.rules import MEMZONE_APIS
+from frida_rtetrack.tracking.trackedheap import TrackedHeap
 
 CALL_SITES = 10
 LEAK_SITES = 50
@@ -52,6 +53,7 @@ class Summary:
     names: Names
     version: str
     engine: str
+    compiler: str
     pid: int
     argv: tuple[str, ...]
     ending: Ending
@@ -80,6 +82,7 @@ class Summary:
         return {
             "version": self.version,
             "engine": self.engine,
+            "compiler": self.compiler,
             "target": {
                 "pid": self.pid,
                 "argv": list(self.argv),
@@ -125,6 +128,48 @@ class Summary:
                 for block in found.unexpected
             ],
         }
+
+
+def summarize(
+    heap: TrackedHeap,
+    names: Names,
+    *,
+    version: str,
+    engine: str,
+    compiler: str,
+    pid: int,
+    argv: tuple[str, ...],
+    ending: Ending,
+    lost: int,
+) -> Summary:
+    """Everything that was found in `heap`, with what it does not know. To be called while no events are applied."""
+    tracking, eal = heap.map, heap.eal
+    totals, live = tracking.totals, tracking.live()
+    return Summary(
+        names=names,
+        version=version,
+        engine=engine,
+        compiler=compiler,
+        pid=pid,
+        argv=argv,
+        ending=ending,
+        allocations=totals.allocations,
+        frees=totals.frees,
+        resizes=totals.resizes,
+        failed=totals.failed,
+        lost=lost,
+        allocated_bytes=totals.allocated_bytes,
+        live_blocks=tracking.live_blocks,
+        live_bytes=tracking.live_bytes,
+        peak_blocks=tracking.peak.blocks,
+        peak_bytes=tracking.peak.bytes,
+        bad_frees=tuple(heap.bad_frees.reports),
+        bad_frees_not_kept=heap.bad_frees.not_kept,
+        call_sites=tuple(call_sites(live, names, CALL_SITES)),
+        memzones=memzones(live),
+        leaks=None if eal.at_cleanup is None else leaks(eal.at_cleanup, eal.init_ranges, names),
+        verified=heap.view.verified,
+    )
 
 
 def types(live: NDArray[np.void], names: Names) -> list[tuple[str, int, int]]:

@@ -199,3 +199,8 @@ def sizes(batch: EventBatch) -> NDArray[np.uint64]:
 def threads(batch: EventBatch) -> NDArray[np.uint32]:
     """The events' indexes into the thread table, shape as `batch`."""
     return (batch["size_and_thread"] >> np.uint64(SIZE_BITS)).astype(np.uint32)
+
+
+def mark_of(event: np.void) -> tuple[Mark, int]:
+    """What kind of mark the event is, and its argument."""
+    return Mark(int(event["api"])), int(event["size_and_thread"]) & SIZE_MASK

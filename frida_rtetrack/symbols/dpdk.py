@@ -5,8 +5,9 @@ The agent finds exported names and .symtab by itself; this is for a program with
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from frida_rtetrack.errors import BadUsage
 from frida_rtetrack.symbols.symbolizer import Module, ModuleMap, Symbolizer
@@ -47,3 +48,19 @@ def from_debug_file(path: str) -> Offsets:
     """The functions of the ELF file `path` that its debug file (by build-id or debuglink) names; empty without one."""
     functions = Symbolizer(ModuleMap()).functions_in_debug_file(Module(path, 0, 1 << 62, 0), HOOKED + ASKED)
     return {path: functions} if functions else {}
+
+
+def symbols_of(pid: int, options: Sequence[str]) -> Offsets:
+    """What is known of the program that process `pid` runs: its debug file's word, then the user's. Raises BadUsage."""
+    try:
+        program = os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return parse_symbols(options)
+    return {**from_debug_file(program), **parse_symbols(options)}
+
+
+def modules_like_dpdk(paths: Iterable[str], library: str | None) -> list[str]:
+    """Base names of the modules at `paths` that may have to do with DPDK, or with `library` where the user named one."""
+    wanted = "rte_" if library is None else library.split(".")[0]
+    names = {os.path.basename(path) for path in paths}
+    return sorted(name for name in names if "rte_" in name or wanted in name)[:8]

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from frida_rtetrack.stream.events import MODULE_LOADED, StackEnd
 from frida_rtetrack.stream.ring import SessionMemory, StackRecord
 from frida_rtetrack.symbols.symbolizer import Frame, Module, ModuleMap, Symbolizer, format_frame
-from frida_rtetrack.target.process import thread_name
 
 BASELINE_LABEL = 0xFFFF_FFFF
 """Stands for the type of a block that was there before the tracking began: no event has it."""
@@ -48,9 +48,10 @@ class Thread:
 class Names:
     """Looks names up for one session. Safe to use from any thread."""
 
-    def __init__(self, memory: SessionMemory) -> None:
-        """Names of what `memory` holds."""
+    def __init__(self, memory: SessionMemory, thread_name: Callable[[int, int], str | None]) -> None:
+        """Names of what `memory` holds. `thread_name(pid, tid)`: what a thread is called now, None where it is gone."""
         self._memory = memory
+        self._thread_name = thread_name
         self._modules = ModuleMap()
         self._symbolizers: dict[int, Symbolizer] = {}
         self._modules_read = -1
@@ -76,7 +77,7 @@ class Names:
         with self._lock:
             record = self._memory.thread(number)
             pid = self._memory.pid(record.process)
-        return Thread(pid, record.tid, thread_name(pid, record.tid) or record.name)
+        return Thread(pid, record.tid, self._thread_name(pid, record.tid) or record.name)
 
     def thread_of_stack(self, address: int, process: int = 0) -> Thread | None:
         """The thread on whose stack `address` lies, as far as the native engine has seen it."""

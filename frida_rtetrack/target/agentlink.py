@@ -1,36 +1,20 @@
-"""The agent as the host sees it: loads agent.js and native/ into a Frida session, and calls it with a time limit."""
+"""The agent as the host sees it: loads it into a Frida session, and calls it with a time limit."""
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import frida
 
 from frida_rtetrack.errors import AgentFailed, AgentTimeout, TargetEnded
+from frida_rtetrack.target.engine import agent_script
 
 CALL_SECONDS = 20.0
 SESSION_OPTIONS: dict[str, Any] = {"exit_monitor": False}
-"""For every attach. Frida's exit monitor makes forked children spin in _exit for ever. Not `exceptor: "off"`: Frida's own guarded reads would crash the program (see native/faults.c)."""
-_PACKAGE = Path(__file__).parents[1]
-_INCLUDE = re.compile(r'^#include "([^"]+)".*\n', re.MULTILINE)
-
-
-def native_source(name: str) -> str:
-    """The C file `name` of native/ as one text, each `#include "..."` replaced by the file, once."""
-    seen: set[str] = set()
-
-    def expand(name: str) -> str:
-        if name in seen:
-            return ""
-        seen.add(name)
-        text = (_PACKAGE / "native" / name).read_text()
-        return _INCLUDE.sub(lambda match: expand(match[1]), text)
-
-    return expand(name)
+"""For every attach. Frida's exit monitor makes forked children spin in _exit for ever (native/exits.c does what it was
+good for). Not `exceptor: "off"`: Frida's own guarded reads would crash the program (see native/faults.c)."""
 
 
 class AgentLink:
@@ -39,7 +23,7 @@ class AgentLink:
     def __init__(self, session: frida.Session, on_message: Callable[[dict[str, Any]], None]) -> None:
         """Loads agent.js into `session`; what it sends goes to `on_message`, on a thread of Frida's."""
         self._on_message = on_message
-        self._script = limited(lambda: session.create_script((_PACKAGE / "agent.js").read_text(), name="rtetrack"))
+        self._script = limited(lambda: session.create_script(agent_script(), name="rtetrack"))
         self._on_script_message = self._receive  # one object: `off` finds it again
         self._script.on("message", self._on_script_message)
         limited(self._script.load)
@@ -51,7 +35,7 @@ class AgentLink:
             self._on_message({"type": "error", "text": message.get("stack") or message["description"]})
 
     def call(self, method: str, *arguments: Any, seconds: float = CALL_SECONDS) -> Any:
-        """Calls the agent's exported `method` (its name in snake_case)."""
+        """Calls the agent's exported `method` (its name in snake_case). Bytes as the last argument go as they are."""
         return limited(lambda: getattr(self._script.exports_sync, method)(*arguments), seconds)
 
     def unload(self, seconds: float) -> None:

@@ -83,8 +83,21 @@ class Target:
         self._on_detached: Callable[..., None] | None = None
 
     @classmethod
+    def launched(cls, gated: GatedProgram, argv: tuple[str, ...]) -> Target:
+        """Attaches Frida to a program that was launched and waits. Raises RtetrackError."""
+        if gated.session is not None:
+            return cls(gated.pid, gated.session, argv, gated)
+        session, standin = cls._come_into(gated.pid)
+        return cls(gated.pid, session, argv, gated, standin)
+
+    @classmethod
     def attach(cls, pid: int) -> Target:
         """Attaches Frida to the running process `pid`, through a thread of our own in it. Raises RtetrackError."""
+        session, standin = cls._come_into(pid)
+        return cls(pid, session, tuple(process.command_line(pid)), None, standin)
+
+    @classmethod
+    def _come_into(cls, pid: int) -> tuple[frida.Session, StandIn | None]:
         standin = StandIn.arrive(pid) if arrival_is_known_here else None
         try:
             if standin is not None:
@@ -96,7 +109,7 @@ class Target:
             raise
         if standin is not None:
             standin.note_frida()
-        return cls(pid, session, tuple(process.command_line(pid)), None, standin)
+        return session, standin
 
     @staticmethod
     def _attach(pid: int, standin: StandIn | None) -> frida.Session:
@@ -167,7 +180,7 @@ class Target:
             self._standin.guard()
         if self._agent is not None and not self.detached:
             try:
-                self._agent.call("leave")
+                self._agent.call("leave", seconds=UNLOAD_SECONDS)
                 self._agent.unload(UNLOAD_SECONDS)
             except RtetrackError as error:
                 problem = error
@@ -211,10 +224,6 @@ class Target:
             self.send_signal(number)
         except NotLive:
             pass
-
-    def end_launched(self) -> None:
-        """Kills a launched program that cannot be tracked."""
-        self.try_signal(signal.SIGKILL)
 
     def close(self) -> None:
         """Gives the process's descriptor back, and takes leave of Frida's objects, which would keep this one alive."""

@@ -106,7 +106,8 @@ def test_another_users_process_is_not_permitted(runner: Runner, tmp_path: Path) 
     script = tmp_path / "as_nobody.py"
     script.write_text(
         "import os, sys\n"
-        "from frida_rtetrack import process, errors\n"
+        "from frida_rtetrack import errors\n"
+        "from frida_rtetrack.target import process\n"
         "os.setgid(65534); os.setuid(65534)\n"
         "try:\n"
         "    process.check_attachable(int(sys.argv[1]))\n"

@@ -11,7 +11,7 @@ from typing import Any
 import frida
 import pytest
 
-from frida_rtetrack.target.agentlink import native_source
+from frida_rtetrack.target.engine import native_source
 
 PROGRAM = Path(__file__).parents[1] / "native" / "looping.c"
 

@@ -29,8 +29,8 @@ from frida_rtetrack.target.arrival.region import FUNCTIONS, LOADER_FUNCTIONS, Re
 from frida_rtetrack.target.arrival.safepoint import EINTR_WAITS, WAITS, Judge, Unsafe
 from frida_rtetrack.target.arrival.unwind import NoEnd, NotKnownYet, StackCopy, StackTooDeep, Unwinder
 
-STOP_S = 0.05
-"""For a thread to stop; one in vfork does when its child has executed something."""
+STOP_S = 3.0
+"""For a thread to stop, on a busy machine; one that has just gone into vfork does when its child has executed something."""
 STANDIN_S = 5.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.0001, 0.01
 FRESH_WAIT_S = 2.0

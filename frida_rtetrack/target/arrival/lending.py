@@ -20,7 +20,7 @@ from frida_rtetrack.target.arrival.modules import AddressMap, Memory
 from frida_rtetrack.target.arrival.ptrace import NO_SYSTEM_CALL, REGISTERS, Registers, TracedThread
 from frida_rtetrack.target.arrival.region import REGION_BYTES, Region, restarted
 
-PATIENCE_S = 1.0
+PATIENCE_S = 3.0
 _GAP_BYTES = 320
 _SYS_MMAP, _SYS_MUNMAP, _SYS_RT_SIGPROCMASK = 9, 11, 14
 _PROT_ALL, _MAP_PRIVATE_ANONYMOUS = 7, 0x22
@@ -62,6 +62,9 @@ def lend(
         thread.detach()  # it waits inside of pthread_create for somebody: it comes back by itself
         raise CannotLend("pthread_create did not return")
     came = thread.raise_kept(memory.pid, PATIENCE_S)
+    if not region.contains(thread.registers()["rip"]):
+        thread.detach(came)  # we were away for so long that it has taken its state back
+        return region
     thread.set_extended_state(extended_state)
     thread.set_signal_mask(mask)
     thread.set_registers(registers)

@@ -18,7 +18,7 @@ LOADER_FUNCTIONS = ("dlopen", "dlmopen", "dlclose")
 """Of the C library, in the order of standin.S."""
 GUARDED, SETTLED, GONE = 1, 2, 3
 """States of the stand-in: it takes a SIGSEGV that is Frida's fault; it only waits; it has left."""
-LENDER_PATIENCE_MS = 2000
+LENDER_PATIENCE_MS = 5000
 STANDIN_PATIENCE_MS = 10_000
 """After so long without a tracer, or a sign of life from the host, they go on by themselves."""
 
@@ -71,6 +71,10 @@ class Region:
     def lender_stack(self) -> int:
         """Where the lender's stack begins, aligned for a call."""
         return self.address + REGION_BYTES
+
+    def contains(self, address: int) -> bool:
+        """Whether `address` is in the region's code."""
+        return self.address <= address < self.address + len(CODE)
 
     @property
     def lent(self) -> bool:

@@ -1,0 +1,53 @@
+/* What the agent asks of the program's C library and of the kernel: memory of its own, and code that it may write. */
+
+function libc(name, result, args) {
+  const address = Module.findGlobalExportByName(name);
+  if (address === null) throw new Error(`the program's C library does not define ${name}`);
+  return new SystemFunction(address, result, args);
+}
+
+const PROT_READ_WRITE = 3, PROT_READ_EXEC = 5, PROT_READ_WRITE_EXEC = 7, MAP_SHARED = 1, MAP_PRIVATE_ANONYMOUS = 0x22;
+const MADV_DONTFORK = 10, MADV_DONTDUMP = 16, MADV_WIPEONFORK = 18, MADV_POPULATE_WRITE = 23;
+const MAP_FAILED = ptr(-1);
+
+const system = {
+  mmap: libc('mmap', 'pointer', ['pointer', 'size_t', 'int', 'int', 'int', 'int64']),
+  mprotect: libc('mprotect', 'int', ['pointer', 'size_t', 'int']),
+  munlock: libc('munlock', 'int', ['pointer', 'size_t']),
+  munmap: libc('munmap', 'int', ['pointer', 'size_t']),
+  madvise: libc('madvise', 'int', ['pointer', 'size_t', 'int']),
+  close: libc('close', 'int', ['int']),
+  getpid: libc('getpid', 'int', []),
+};
+
+// Maps memory of our own. PROT_NONE first, then unlock, then open up: under mlockall(MCL_FUTURE), which testpmd does,
+// a plain mmap would make the kernel fill all of it at once.
+function map(bytes, flags, fd, advices) {
+  const { value: address, errno } = system.mmap(NULL, bytes, 0, flags, fd, 0);
+  if (address.equals(MAP_FAILED)) throw new Error(`cannot map ${bytes} bytes in the program (errno ${errno})`);
+  system.munlock(address, bytes);
+  system.mprotect(address, bytes, PROT_READ_WRITE);
+  for (const advice of advices) system.madvise(address, bytes, advice);
+  return address;
+}
+
+// Writes 64-bit words (the last one first) over code at `address`, each in one store. Returns 1, or 0 where it is not allowed.
+function writeCode(address, words) {
+  const page = address.and(ptr(Process.pageSize - 1).not()), length = address.add(8 * words.length).sub(page).toUInt32();
+  if (system.mprotect(page, length, PROT_READ_WRITE_EXEC).value !== 0) return 0;
+  for (let i = words.length - 1; i >= 0; i--) address.add(8 * i).writeU64(words[i]);
+  system.mprotect(page, length, PROT_READ_EXEC);
+  return 1;
+}
+
+function createSessionMemory(name) {
+  const { value: fd, errno } = libc('memfd_create', 'int', ['pointer', 'uint'])(Memory.allocUtf8String(name), 1);
+  if (fd < 0) throw new Error(`memfd_create failed (errno ${errno})`);
+  return fd;
+}
+
+function openSessionMemory(path) {
+  const { value: fd, errno } = libc('open', 'int', ['pointer', 'int'])(Memory.allocUtf8String(path), 0x80002); // O_RDWR | O_CLOEXEC
+  if (fd < 0) throw new Error(`the session's memory, ${path}, cannot be opened here (errno ${errno}): another container or user?`);
+  return fd;
+}

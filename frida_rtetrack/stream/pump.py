@@ -1,0 +1,205 @@
+"""The pump: drains the ring on a thread of its own and hands every batch to all who subscribed, in one fixed order.
+
+It knows the ring and that some events are marks, and nothing of what events mean or of where they come from: a new
+consumer subscribes, and no other one changes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+from frida_rtetrack.stream.events import EventBatch, Kind
+from frida_rtetrack.stream.ring import RingReader, SessionMemory
+
+IDLE_SECONDS = 0.01
+IDLE_SECONDS_AT_MOST = 0.05
+HEARTBEAT_SECONDS = 0.25
+
+
+class Subscriber:
+    """Takes what the pump hands out. Override what is of interest; all of it is called on the pump's thread.
+
+    An exception ends the reading, for everyone.
+    """
+
+    def on_events(self, events: EventBatch, first: int, now_ns: int) -> None:
+        """The next events (n > 0,), read at `now_ns` (monotonic); `first` is the ring index of the first one.
+
+        A batch ends at a mark, the mark included. It is shared with the other subscribers: not to be changed.
+        """
+
+    def on_mark(self, mark: np.void) -> None:
+        """The event `mark` was the last one handed out, and every subscriber has taken what came before it."""
+
+    def on_round(self) -> None:
+        """The ring was looked at, whether there was something in it or not; some 20 to 100 times a second at least."""
+
+    def on_lost(self, lost: int) -> None:
+        """Events were lost; `lost` in all so far."""
+
+    def on_end(self) -> None:
+        """Nothing will be handed out any more."""
+
+
+class Pump:
+    """Reads the ring until nobody writes into it any more and it is empty, or until it is stopped and it is empty."""
+
+    def __init__(
+        self,
+        memory: SessionMemory,
+        *,
+        thread_alive: Callable[[int, int], bool],
+        anybody_writes: Callable[[], bool],
+        wake: threading.Event,
+        on_problem: Callable[[str], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        """Of the ring in `memory`.
+
+        `thread_alive(process, tid)`: whether a thread that writes still exists; `anybody_writes()`: whether there may
+        be more. `wake`: set by whoever knows that one of the answers changed. `on_problem` is told why the reading
+        ended early; `on_end` is called at the very last.
+        """
+        self.lock = threading.RLock()
+        """Held while a batch is handed out: who holds it sees all subscribers at the same place in the stream."""
+        self.ended = threading.Event()
+        self._memory = memory
+        self._reader = RingReader(memory, thread_alive)
+        self._anybody_writes = anybody_writes
+        self._wake = wake
+        self._on_problem = on_problem
+        self._on_end = on_end
+        self._stop = threading.Event()
+        self._subscribers: tuple[Subscriber, ...] = ()
+        self._due: deque[tuple[int, Callable[[], None]]] = deque()  # ring index, what is to be called there
+        self._lost_told = 0
+        self._threads = [
+            threading.Thread(target=run, name=run.__name__.strip("_"), daemon=True)
+            for run in (self._keep_heartbeat, self._drain)
+        ]
+
+    def subscribe(self, *subscribers: Subscriber) -> None:
+        """Hands everything from here on to these too, after those who subscribed before."""
+        with self.lock:
+            self._subscribers += subscribers
+
+    def start(self) -> None:
+        """Begins to read."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Ends the reading as soon as the ring is empty: nobody writes any more."""
+        self._stop.set()
+        self._wake.set()
+
+    def join(self, seconds: float) -> None:
+        """Waits for the threads' end, at most so long for each."""
+        for thread in self._threads:
+            if thread.ident is not None and thread is not threading.current_thread():
+                thread.join(seconds)
+
+    @property
+    def lost(self) -> int:
+        """Events that were dropped: the ring stayed full, or a thread died while it wrote one."""
+        return self._memory.counter("lost") + self._reader.holes
+
+    def sync(self, deadline: float) -> None:
+        """Waits until everything that was written before this call has been handed out, or until `deadline` (monotonic)."""
+        head = self._memory.counter("head")
+        while self._reader.consumed < head and not self.ended.is_set() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        with self.lock:  # the batch that was taken out last has been handed to all
+            pass
+
+    def call_at_head(self, call: Callable[[], None]) -> None:
+        """Has `call` called when all that was written before now has been handed out, and nothing that is written later."""
+        if self.ended.is_set():
+            call()
+        else:
+            self._due.append((self._memory.counter("head"), call))
+            self._wake.set()
+
+    def _keep_heartbeat(self) -> None:
+        while not self.ended.wait(HEARTBEAT_SECONDS):
+            self._memory.heartbeat()
+
+    def _drain(self) -> None:
+        try:
+            self._read_to_the_end()
+        except Exception as error:  # a bug of ours must not leave the user waiting for ever
+            self._on_problem(f"Reading the events failed: {error!r}. The figures end here.")
+        self.ended.set()
+        try:
+            self._conclude()
+        except Exception as error:
+            self._on_problem(f"Ending the reading failed: {error!r}.")
+        self._on_end()
+
+    def _read_to_the_end(self) -> None:
+        idle = IDLE_SECONDS
+        while True:
+            last = (
+                self._stop.is_set() or not self._anybody_writes()
+            )  # asked before looking: what came until then is read
+            if self._read_once():
+                idle = IDLE_SECONDS
+            elif last and self._reader.pending() == 0:
+                return
+            else:
+                self._wake.wait(idle)
+                self._wake.clear()
+                idle = min(idle * 1.2, IDLE_SECONDS_AT_MOST)
+            for subscriber in self._subscribers:
+                subscriber.on_round()
+            self._tell_losses()
+
+    def _read_once(self) -> int:
+        with self.lock:
+            batch = self._reader.read()
+            if len(batch) or self._due:
+                self._hand_out(batch, self._reader.consumed - len(batch), time.monotonic_ns())
+            return len(batch)
+
+    def _hand_out(self, batch: EventBatch, first: int, now_ns: int) -> None:
+        """Cut where somebody wants to be called at a place in the ring that somebody else chose."""
+        start = 0
+        while self._due and self._due[0][0] <= first + len(batch):
+            end = max(self._due[0][0] - first, start)
+            self._hand_out_to_marks(batch[start:end], first + start, now_ns)
+            self._due.popleft()[1]()
+            start = end
+        self._hand_out_to_marks(batch[start:], first + start, now_ns)
+
+    def _hand_out_to_marks(self, batch: EventBatch, first: int, now_ns: int) -> None:
+        """Cut after each mark: it is about the moment when what was before it has been taken, and nothing else."""
+        start = 0
+        for place in np.flatnonzero(batch["kind"] == Kind.MARK).tolist():
+            self._hand_to_all(batch[start : place + 1], first + start, now_ns)
+            for subscriber in self._subscribers:
+                subscriber.on_mark(batch[place])
+            start = place + 1
+        self._hand_to_all(batch[start:], first + start, now_ns)
+
+    def _hand_to_all(self, events: EventBatch, first: int, now_ns: int) -> None:
+        if len(events):
+            for subscriber in self._subscribers:
+                subscriber.on_events(events, first, now_ns)
+
+    def _tell_losses(self) -> None:
+        lost = self.lost
+        if lost != self._lost_told:
+            self._lost_told = lost
+            for subscriber in self._subscribers:
+                subscriber.on_lost(lost)
+
+    def _conclude(self) -> None:
+        for subscriber in self._subscribers:
+            subscriber.on_end()
+        while self._due:
+            self._due.popleft()[1]()

@@ -1,0 +1,39 @@
+"""What an agent is told when it starts: the user's options, and what of the session memory it must know."""
+
+from __future__ import annotations
+
+import platform
+import signal
+from typing import Any
+
+from frida_rtetrack.errors import BadUsage
+from frida_rtetrack.options import Options
+from frida_rtetrack.stream.ring import SessionMemory
+
+
+def chosen_engine(options: Options) -> str:
+    """The engine that `options` mean on this machine. Raises BadUsage."""
+    native_here = platform.machine() == "x86_64"
+    if options.engine == "native" and not native_here:
+        raise BadUsage("The native engine is for x86-64.", "Use --engine portable.")
+    if options.engine == "auto":
+        return "native" if native_here else "portable"
+    return options.engine
+
+
+def agent_options(options: Options, memory: SessionMemory, symbols: dict[str, dict[str, int]]) -> dict[str, Any]:
+    """The argument of the agent's `start`. `symbols`: where functions are that it cannot find by itself."""
+    return {
+        "engine": chosen_engine(options),
+        "library": options.library,
+        "maxFrames": options.max_frames,
+        "allocationBacktrace": options.backtrace,
+        "freeBacktrace": options.backtrace and options.free_backtrace,
+        "symbols": symbols,
+        "hookWays": options.hook_ways,
+        "verify": options.verify,
+        "followFork": options.follow_fork,
+        "signal": int(signal.SIGRTMIN),
+        "sessionBytes": memory.counter("total_bytes"),
+        "populateBytes": memory.counter("stacks_offset"),
+    }

@@ -1,0 +1,99 @@
+"""What the life of DPDK's EAL means for its heap: what rte_eal_init allocated for itself, what was live when the program
+called rte_eal_cleanup, and that whatever is freed after it is a bad free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frida_rtetrack.stream.events import SIZE_BITS, EventBatch, Kind, Mark, mark_of
+from frida_rtetrack.stream.pump import Subscriber
+from frida_rtetrack.target.addressspace import HeapRegion
+from frida_rtetrack.target.target import Target
+from frida_rtetrack.tracking.map import BadFree, BadFreeKind, TrackingMap
+
+UNTIL_FURTHER_NOTICE = 1 << 63
+
+
+class Processes(Protocol):
+    """Who has the heap."""
+
+    @property
+    def targets(self) -> Sequence[Target]:
+        """The tracked processes."""
+
+    def of_event(self, event: np.void) -> Target | None:
+        """The target that wrote `event`; None for a forked child."""
+
+    def processes_of(self, events: EventBatch) -> NDArray[np.uint16]:
+        """The indexes in the process table of those that wrote `events`."""
+
+
+class EalLife(Subscriber):
+    """What EAL's marks tell. What a forked child does to EAL is not what the program does."""
+
+    def __init__(
+        self, tracking: TrackingMap, processes: Processes, later: Callable[[str, Callable[[], None]], None]
+    ) -> None:
+        """`later(what, task)` has a task run off the way of the events."""
+        self.init_ranges: list[tuple[int, int]] = []
+        """[first, last) event numbers of the calls of rte_eal_init."""
+        self.at_cleanup: NDArray[np.void] | None = None
+        """What was live when the last process that has the heap called rte_eal_cleanup, BLOCK_DTYPE (n,)."""
+        self._tracking = tracking
+        self._processes = processes
+        self._later = later
+
+    def on_mark(self, mark: np.void) -> None:
+        """Takes note of what concerns EAL."""
+        kind, argument = mark_of(mark)
+        target = self._processes.of_event(mark)
+        if target is None:
+            return
+        if kind is Mark.EAL_INIT_STARTED:
+            self.init_ranges.append((self._tracking.events, UNTIL_FURTHER_NOTICE))
+        elif kind is Mark.EAL_INIT_ENDED and self.init_ranges:
+            self.init_ranges[-1] = (self.init_ranges[-1][0], self._tracking.events)
+            self._later("refresh", target.space.refresh)
+        elif kind is Mark.HEAP_REGION:
+            target.space.heap_regions.append(HeapRegion(int(mark["address"]), argument, int(mark["socket"])))
+        elif kind is Mark.EAL_CLEANUP_STARTED:
+            if not any(other.is_tracked and not other.cleaned_up for other in self._others(target)):
+                self.at_cleanup = self._tracking.live()
+        elif kind is Mark.EAL_CLEANUP_ENDED:
+            target.cleaned_up = True
+
+    def _others(self, target: Target) -> list[Target]:
+        return [other for other in self._processes.targets if other is not target]
+
+    def take_out_frees_after_cleanup(self, events: EventBatch, now_ns: int) -> tuple[EventBatch, list[BadFree]]:
+        """The events without the frees that came too late, and those: there is no heap any more that they could be of."""
+        gone = [target.number for target in self._processes.targets if target.cleaned_up]
+        if not gone:
+            return events, []
+        late = np.isin(events["kind"], (Kind.FREED, Kind.RESIZE_STARTED))
+        late &= np.isin(self._processes.processes_of(events), gone)
+        return events[~late], [self._accuse(event, now_ns) for event in events[late]]
+
+    def _accuse(self, event: np.void, now_ns: int) -> BadFree:
+        address = int(event["address"])
+        lookup = self._tracking.find(address)
+        known = lookup.block if lookup.block is not None and lookup.offset == 0 else None
+        if known is None and lookup.freed is not None:
+            known = lookup.freed.block
+        return BadFree(
+            BadFreeKind.AFTER_CLEANUP,
+            address,
+            self._tracking.events,
+            now_ns,
+            int(event["size_and_thread"]) >> SIZE_BITS,
+            int(event["stack"]),
+            int(event["api"]),
+            known,
+            None if lookup.freed is None else lookup.freed.freed,
+            history_complete=True,
+        )
