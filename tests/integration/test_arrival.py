@@ -21,7 +21,7 @@ LOADS = {
     "main loads": ("dlopen", "malloc"),
     "another loads": ("compute", "loads", "forks"),
     "main waits": ("wait",),
-    "main waits, all else": ("wait", "threads", "forks", "loads", "malloc"),
+    "main waits, all else": ("wait", "threads", "loads", "malloc"),
     "malloc": ("malloc", "malloc", "signals"),
 }
 ROUNDS = int(os.environ.get("RTETRACK_ARRIVAL_ROUNDS", "60")) // len(LOADS)
