@@ -79,6 +79,18 @@ class AgentTimeout(RtetrackError):
     HINT = "Is the process stopped (state T in `ps`)? Let it run with `kill -CONT PID` and try again."
 
 
+class NoSafeMoment(RtetrackError):
+    """The program's threads stood at no safe place to come in; nothing was tried."""
+
+    HINT = "Attach at a calmer moment (not while it loads libraries or forks without pause), or use `rtetrack-frida spawn`."
+
+
+class ArrivalRefused(RtetrackError):
+    """The program, or the kernel on its behalf, does not let us come in; nothing was tried, or it was taken back."""
+
+    HINT = "Is it under seccomp, or stopped? `grep -E 'Seccomp|State' /proc/PID/status` tells. `rtetrack-frida spawn` may do."
+
+
 class NotLive(RtetrackError):
     """What was asked for needs the target, and it has ended or was detached."""
 

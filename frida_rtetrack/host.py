@@ -91,13 +91,12 @@ class Host:
         path = process.find_program(argv[0])
         process.check_executable(os.path.realpath(path), argv[0])
         gated = launch(path, argv, terminal=terminal, keep_orphans=host.options.follow_fork)
-        target = Target(gated.pid, gated.session, tuple(argv), gated)
         try:
-            host._begin(target)
+            host._begin(Target.launched(gated, tuple(argv)))
             for other in also_attach:
                 host.join(other)
         except BaseException:
-            target.end_launched()
+            gated.kill()
             host.close()
             raise
         if resume:

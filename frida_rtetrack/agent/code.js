@@ -4,7 +4,7 @@
  */
 
 // What the C keeps between calls, each on pages of its own. `wiped`: a forked child reads zeros, and so is not tracked.
-const STATES = { agent: { wiped: true }, sigmark: {}, faults: {}, originals: {}, fork_follow: {}, call_layout: {} };
+const STATES = { agent: { wiped: true }, sigmark: {}, faults: {}, originals: {}, fork_follow: {}, call_layout: {}, exits: {} };
 
 const IMPORTS = ['syscall', 'sigaction', 'fopencookie', 'fclose', 'setvbuf', '__errno_location'];
 

@@ -76,6 +76,16 @@ class NativeEngine {
     return api === undefined ? null : this.listen(address, api);
   }
 
+  // `redirect`, where the function allows it; where its original is goes to `original`.
+  tryRedirect(address, replacement, original) {
+    try {
+      this.redirect(address, replacement, place => original.writePointer(place));
+    } catch (_) {
+      return false;
+    }
+    return true;
+  }
+
   listen(address, api) {
     if (!this.layoutKnown) this.learnCallLayout();
     this.listeners.push(Interceptor.attach(address,

@@ -39,6 +39,7 @@ class Session {
     this.code = new Code(source, compiled); // first: if it throws, nothing has been done yet
     this.options = options;
     this.pid = system.getpid().value;
+    this.endProbes = [];
     this.hooks = []; // {function, module, address, how}
     this.entries = new Entries();
     this.modules = new Map(); // base -> record in the module table
@@ -71,6 +72,7 @@ class Session {
       this.startExecProbe();
     }
     this.startSigmark();
+    if (this.options.verify) this.watchEnd();
     this.observer = Process.attachModuleObserver({
       onAdded: module => this.onModuleAdded(module),
       onRemoved: module => this.onModuleRemoved(module),
@@ -81,6 +83,17 @@ class Session {
     const execve = Module.getGlobalExportByName('execve');
     this.entries.save(execve);
     this.execProbe = Interceptor.attach(execve, this.code.address('exec_probe'));
+  }
+
+  // The program's own end: a jump where that can be, since a listener's bookkeeping may keep a forked child waiting.
+  watchEnd() {
+    ['exit', '_exit', 'abort'].forEach((name, i) => {
+      const address = Module.getGlobalExportByName(name);
+      const original = this.code.state('exits').add(8 * i);
+      this.entries.save(address);
+      if (this.engine.tryRedirect?.(address, this.code.address('hook_' + name), original)) return;
+      this.endProbes.push(Interceptor.attach(address, this.code.address('end_probe')));
+    });
   }
 
   startSigmark() {
@@ -165,6 +178,7 @@ class Session {
     this.code.native('sigmark_stop', 'void', [])();
     this.sigactionListener?.detach();
     this.execProbe?.detach();
+    this.endProbes.forEach(probe => probe.detach());
     Interceptor.flush();
     if (!this.hostReads) this.code.native('agent_abandon', 'void', [])();
     this.waitForThreads();

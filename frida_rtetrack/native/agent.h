@@ -61,6 +61,7 @@ struct WHOLE_PAGES agent {
     int (*walk_regions)(int (*)(const void *, void *), void *); /* rte_memseg_list_walk, if it is there */
     volatile uint32_t heap_gone; /* rte_eal_cleanup was called: its heap must not be touched any more */
     volatile uint64_t heap_users; /* calls of ours into DPDK that are under way: rte_eal_cleanup waits for them */
+    volatile uint32_t ended; /* the last look at the heap was taken (exits.c) */
     uint32_t max_frames;
     uint32_t allocation_backtrace, free_backtrace; /* switches */
     volatile uint32_t label_lock; /* of the cache by pointer */

@@ -5,6 +5,7 @@
 #include "execs.c"
 #include "exports.c"
 #include "snapshot.c"
+#include "exits.c"
 #include "unwind.c"
 #include "hooks.c"
 #include "listeners.c"

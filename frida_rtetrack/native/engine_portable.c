@@ -4,6 +4,7 @@
 #include "execs.c"
 #include "exports.c"
 #include "snapshot.c"
+#include "exits.c"
 #include "portable.c"
 #include "sigmark.c"
 #include "faults.c"

@@ -12,8 +12,9 @@ from frida_rtetrack.errors import AgentFailed, AgentTimeout, TargetEnded
 from frida_rtetrack.target.engine import agent_script
 
 CALL_SECONDS = 20.0
-SESSION_OPTIONS: dict[str, str] = {}
-"""For every attach. Not `exceptor: "off"`: Frida's own guarded reads would crash the program (see native/faults.c)."""
+SESSION_OPTIONS: dict[str, Any] = {"exit_monitor": False}
+"""For every attach. Frida's exit monitor makes forked children spin in _exit for ever (native/exits.c does what it was
+good for). Not `exceptor: "off"`: Frida's own guarded reads would crash the program (see native/faults.c)."""
 
 
 class AgentLink:

@@ -117,6 +117,7 @@ class TargetGroup:
             "ownHeap": executed
         }
         state = start_agent(target.call, memory_fd, options, chosen_engine(self._options))
+        target.settle()
         target.number = state["process"]
         self.engine = state["engine"]
         self.compiler = state["builtBy"]

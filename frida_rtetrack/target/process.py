@@ -13,6 +13,7 @@ from pathlib import Path
 from frida_rtetrack.errors import (
     AlreadyTracked,
     AmbiguousName,
+    ArrivalRefused,
     BadUsage,
     NoSuchProcess,
     NoSuchProgram,
@@ -125,7 +126,16 @@ def check_attachable(pid: int) -> None:
     """Raises what stands in the way of attaching to `pid`, as far as /proc tells before anything is touched."""
     status = _status(pid)
     if status.get("State", "").startswith("Z"):
+        if len(os.listdir(f"/proc/{pid}/task")) > 1:
+            raise ArrivalRefused(
+                f"The main thread of process {pid} has ended (pthread_exit): /proc shows nothing of the others' memory.",
+                "Start it with `rtetrack-frida spawn`.",
+            )
         raise NoSuchProcess(f"Process {pid} has ended (it is a zombie).", "Attach to one that is running.")
+    if status.get("State", "").startswith("T"):
+        raise ArrivalRefused(f"Process {pid} is stopped.", f"Let it run with `kill -CONT {pid}` and try again.")
+    if status.get("Seccomp") == "1":
+        raise ArrivalRefused(f"Process {pid} is under strict seccomp: it may do nothing but read and write.", "")
     tracer = _lasting_tracer(pid)
     if tracer:
         raise NotPermitted(
@@ -175,6 +185,11 @@ def not_permitted(pid: int) -> NotPermitted:
             f"{message}.", "In a container, start it with `--cap-add=SYS_PTRACE`, or run rtetrack-frida on the host."
         )
     return NotPermitted(f"{message}.", "Run rtetrack-frida as root, or as the user that the process belongs to.")
+
+
+def state(pid: int) -> str:
+    """The letter that `ps` shows: R, S, D, T, Z and so on. Raises NoSuchProcess."""
+    return _status(pid).get("State", "?")[:1]
 
 
 def _status(pid: int) -> dict[str, str]:

@@ -19,6 +19,8 @@ from frida_rtetrack.errors import AgentFailed, AgentTimeout, NoSuchProcess, NotL
 from frida_rtetrack.target import process
 from frida_rtetrack.target.addressspace import AddressSpace
 from frida_rtetrack.target.agentlink import SESSION_OPTIONS, AgentLink, limited
+from frida_rtetrack.target.arrival.standin import AVAILABLE as arrival_is_known_here
+from frida_rtetrack.target.arrival.standin import StandIn
 from frida_rtetrack.target.launch import GatedProgram
 
 ATTACH_RETRIES = 2
@@ -51,13 +53,19 @@ class Target:
     """A process that Frida is attached to. `load` puts the agent into it."""
 
     def __init__(
-        self, pid: int, session: frida.Session, argv: tuple[str, ...], gated: GatedProgram | None = None
+        self,
+        pid: int,
+        session: frida.Session,
+        argv: tuple[str, ...],
+        gated: GatedProgram | None = None,
+        standin: StandIn | None = None,
     ) -> None:
-        """`gated`: the program as it was launched, if it is a child of ours."""
+        """`gated`: the program as it was launched, if it is a child of ours; `standin`: the thread that Frida came by."""
         self.pid = pid
         self.argv = argv
         self.session = session
         self.gated = gated
+        self._standin = standin
         self.ours = gated is not None
         """Started by us, or by what we started."""
         self.number = 0
@@ -75,10 +83,39 @@ class Target:
         self._on_detached: Callable[..., None] | None = None
 
     @classmethod
+    def launched(cls, gated: GatedProgram, argv: tuple[str, ...]) -> Target:
+        """Attaches Frida to a program that was launched and waits. Raises RtetrackError."""
+        if gated.session is not None:
+            return cls(gated.pid, gated.session, argv, gated)
+        session, standin = cls._come_into(gated.pid)
+        return cls(gated.pid, session, argv, gated, standin)
+
+    @classmethod
     def attach(cls, pid: int) -> Target:
-        """Attaches Frida to the running process `pid`. Raises RtetrackError."""
+        """Attaches Frida to the running process `pid`, through a thread of our own in it. Raises RtetrackError."""
+        session, standin = cls._come_into(pid)
+        return cls(pid, session, tuple(process.command_line(pid)), None, standin)
+
+    @classmethod
+    def _come_into(cls, pid: int) -> tuple[frida.Session, StandIn | None]:
+        standin = StandIn.arrive(pid) if arrival_is_known_here else None
         try:
-            session = limited(lambda: _attach(pid))
+            if standin is not None:
+                standin.keep_loader_free()
+            session = cls._attach(pid, standin)
+        except BaseException:
+            if standin is not None:
+                standin.dismiss(frida_was_here=True)
+            raise
+        if standin is not None:
+            standin.note_frida()
+        return session, standin
+
+    @staticmethod
+    def _attach(pid: int, standin: StandIn | None) -> frida.Session:
+        try:
+            session: frida.Session = limited(lambda: _attach(pid if standin is None else standin.tid))
+            return session
         except frida.ProcessNotFoundError:
             raise NoSuchProcess(f"There is no process {pid}.") from None
         except frida.ProcessNotRespondingError:
@@ -87,7 +124,6 @@ class Target:
             raise process.not_permitted(pid) from error
         except frida.NotSupportedError as error:
             raise AgentFailed(f"Frida cannot attach to process {pid}: {error}.") from error
-        return cls(pid, session, tuple(process.command_line(pid)))
 
     def load(self, on_message: Callable[[Target, dict[str, Any]], None], on_detached: Callable[[Target], None]) -> None:
         """Loads the agent; what it says goes to `on_message`, and `on_detached` is told when Frida has lost it."""
@@ -100,6 +136,11 @@ class Target:
         self._on_detached = detached
         self.session.on("detached", detached)
         self._agent = AgentLink(self.session, lambda message: on_message(self, message))
+
+    def settle(self) -> None:
+        """The agent has begun: the program may load libraries again."""
+        if self._standin is not None:
+            self._standin.settle()
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Calls the agent. Raises RtetrackError."""
@@ -135,6 +176,8 @@ class Target:
     def unload(self) -> RtetrackError | None:
         """Takes the agent out and lets go of the process. Returns what went wrong."""
         problem = None
+        if self._standin is not None:
+            self._standin.guard()
         if self._agent is not None and not self.detached:
             try:
                 self._agent.call("leave", seconds=UNLOAD_SECONDS)
@@ -147,7 +190,13 @@ class Target:
         except (RtetrackError, frida.InvalidOperationError):
             pass
         process.wait_for_agents_end(self.pid, AGENT_GONE_SECONDS)
+        self._dismiss_standin()
         return problem
+
+    def _dismiss_standin(self) -> None:
+        if self._standin is not None:
+            self._standin.dismiss(frida_was_here=True)
+            self._standin = None
 
     def ending(self, *, let_go: bool) -> Ending:
         """How it ended, or that it runs on. `let_go`: it was detached at the user's wish."""
@@ -176,10 +225,6 @@ class Target:
         except NotLive:
             pass
 
-    def end_launched(self) -> None:
-        """Kills a launched program that cannot be tracked."""
-        self.try_signal(signal.SIGKILL)
-
     def close(self) -> None:
         """Gives the process's descriptor back, and takes leave of Frida's objects, which would keep this one alive."""
         if self._on_detached is not None:
@@ -188,6 +233,7 @@ class Target:
         if self._agent is not None:
             self._agent.close()
             self._agent = None
+        self._dismiss_standin()
         if self._pidfd < 0:
             return
         if self.gated is not None and self.is_gone():

@@ -1,0 +1,156 @@
+"""The host's side: has the helper put a stand-in into a program, and sends it away when Frida has left."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from frida_rtetrack.errors import ArrivalRefused, NoSafeMoment, TargetEnded
+from frida_rtetrack.target.arrival.gate import LoaderGate
+from frida_rtetrack.target.arrival.modules import Memory
+from frida_rtetrack.target.arrival.region import GONE, GUARDED, SETTLED, Region
+
+AVAILABLE = platform.machine() == "x86_64"
+ARRIVAL_S = 10.0
+"""For a safe moment to come."""
+ANSWER_S = 2.0
+FRIDA_GONE_S = 3.0
+_HELPER_S = 30.0
+_HEARTBEAT_S = 1.0
+_MOST_BYTES = 1 << 24
+_FRIDAS_MEMORY = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rwxp 00000000 00:00 0 *$", re.MULTILINE)
+
+# Without the package's own __init__, which would load Frida and numpy: the helper is to begin at once.
+_HELPER = """
+import sys, types
+for name, path in (("frida_rtetrack", sys.argv[3]), ("frida_rtetrack.target", sys.argv[3] + "/target")):
+    module = types.ModuleType(name)
+    module.__path__ = [path]
+    sys.modules[name] = module
+from frida_rtetrack.target.arrival.helper import main
+main()
+"""
+
+
+class StandIn:
+    """A thread of ours in a program, for Frida to attach to in place of the program's own.
+
+    It takes the SIGSEGV with which Frida's remote calls end, should nobody be there to catch that, while it is on guard:
+    from its beginning until `settle`, and from `guard` until `dismiss`. It leaves by itself when this process ends.
+    """
+
+    def __init__(self, pid: int, tid: int, address: int) -> None:
+        """Use `arrive`."""
+        self.pid = pid
+        self.tid = tid
+        self._region = Region(Memory(pid), address)
+        self._gate = LoaderGate(self._region)
+        self._fridas = frozenset[int]()
+        self._before = _executable_memory(pid)
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._beater = threading.Thread(target=self._beat, name="stand-in", daemon=True)
+        self._beater.start()
+
+    @classmethod
+    def arrive(cls, pid: int, seconds: float = ARRIVAL_S) -> StandIn:
+        """Puts one into process `pid`. Raises NoSafeMoment, ArrivalRefused or TargetEnded; the program is as before then."""
+        package = str(Path(__file__).parents[2])
+        command = [sys.executable, "-I", "-S", "-c", _HELPER, str(pid), str(seconds), package]
+        said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_HELPER_S)
+        words = said.stdout.split()
+        if words[:1] == ["standin"]:
+            return cls(pid, int(words[1]), int(words[2], 16))
+        why = " ".join(words[1:]) or said.stderr.strip().rpartition("\n")[2]
+        if not os.path.isdir(f"/proc/{pid}"):
+            raise TargetEnded(f"Process {pid} ended while it was being attached to.")
+        if words[:1] == ["busy"]:
+            raise NoSafeMoment(
+                f"No safe moment to come into process {pid} was found within {seconds:.0f} seconds (last seen: {why}). "
+                f"It was left as it is."
+            )
+        raise ArrivalRefused(f"Process {pid} cannot be come into: {why}. It was left as it is.")
+
+    def _beat(self) -> None:
+        number = 1
+        while not self._over.wait(_HEARTBEAT_S):
+            number += 1
+            try:
+                with self._lock:
+                    if not self._over.is_set():
+                        self._region.beat(number)
+            except OSError:
+                return
+
+    def keep_loader_free(self) -> None:
+        """No thread of the program loads or unloads a library until `settle` or `dismiss`. Raises NoSafeMoment."""
+        try:
+            self._gate.close()
+        except OSError:
+            raise TargetEnded(f"Process {self.pid} ended while it was being attached to.") from None
+
+    def note_frida(self) -> None:
+        """Frida has just come, and nothing else: what it has mapped is to be gone before the stand-in goes."""
+        self._fridas = _executable_memory(self.pid) - self._before
+
+    def settle(self) -> None:
+        """The agent is at work: nothing will happen to the stand-in until it leaves."""
+        self._open_gate()
+        self._become(SETTLED)
+
+    def guard(self) -> None:
+        """Frida is about to leave. Raises NoSafeMoment: a library is being loaded."""
+        self._become(GUARDED)
+        try:
+            self._gate.close()
+        except OSError:
+            pass
+
+    def _open_gate(self) -> None:
+        try:
+            self._gate.open()
+        except OSError:
+            pass  # the program has ended
+
+    def _become(self, state: int) -> None:
+        try:
+            self._region.command(state)
+            deadline = time.monotonic() + ANSWER_S
+            while self._region.state != state and time.monotonic() < deadline:
+                time.sleep(0.002)
+        except OSError:
+            pass  # it has ended, or the program has
+
+    def dismiss(self, *, frida_was_here: bool) -> None:
+        """Sends it away, once Frida has given back what it had mapped through it. Nothing of it remains."""
+        deadline = time.monotonic() + FRIDA_GONE_S
+        if frida_was_here:
+            while self._fridas & _executable_memory(self.pid) and time.monotonic() < deadline:
+                time.sleep(0.005)
+        self._open_gate()
+        try:
+            with self._lock:
+                self._over.set()
+                self._region.command(GONE)
+            while os.path.isdir(f"/proc/{self.pid}/task/{self.tid}") and time.monotonic() < deadline:
+                time.sleep(0.002)
+        except OSError:
+            pass
+        self._beater.join(ANSWER_S)
+        self._region.memory.close()
+
+
+def _executable_memory(pid: int) -> frozenset[int]:
+    """Pages of anonymous memory that is writable and executable: Frida's loader lies in such."""
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
+    except OSError:
+        return frozenset()
+    ranges = ((int(low, 16), int(high, 16)) for low, high in _FRIDAS_MEMORY.findall(maps))
+    return frozenset(page for low, high in ranges for page in range(low, min(high, low + _MOST_BYTES), 4096))

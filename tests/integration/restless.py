@@ -1,0 +1,102 @@
+"""tests/programs/restless.c at work, and what a test can see of it: progress of every actor, mistakes, and traces."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tracked import Process, Runner
+
+_SLOT_BYTES, _SLOTS = 256, 8
+STUCK_S = 5.0
+"""An actor that has not come round in so long never will."""
+
+
+@dataclass(frozen=True)
+class Actor:
+    """One thread's counters."""
+
+    name: str
+    rounds: int
+    wrong: int
+    what: str
+
+
+@dataclass(frozen=True)
+class Traces:
+    """What attaching must not change."""
+
+    threads: int
+    descriptors: int
+    executable: tuple[str, ...]
+    """Files and kinds of memory that are mapped executable. Not how many pieces: the kernel cuts those at a page that
+    was written to, and does not join them again."""
+    caught: str
+    """Signals that have a handler."""
+
+
+class Restless:
+    """A restless program; `actors` as on its command line, the main thread's first."""
+
+    def __init__(self, runner: Runner, *actors: str) -> None:
+        self._path = runner.folder / f"counters-{time.monotonic_ns()}"
+        self.process: Process = runner.start_ready("restless", self._path, *actors)
+        self.pid = self.process.pid
+        with open(self._path, "rb") as file:
+            self._counters = mmap.mmap(file.fileno(), _SLOT_BYTES * _SLOTS, prot=mmap.PROT_READ)
+
+    def actors(self) -> list[Actor]:
+        """Its threads that count."""
+        found = []
+        for at in range(0, _SLOT_BYTES * _SLOTS, _SLOT_BYTES):
+            name, rounds, wrong, what = struct.unpack_from("<32sQQ208s", self._counters, at)
+            if name.strip(b"\0") not in (b"", b"signals"):
+                found.append(Actor(_text(name), rounds, wrong, _text(what)))
+        return found
+
+    def assert_well(self) -> None:
+        """It lives, every actor makes progress, and none has seen anything wrong."""
+        before = self.actors()
+        deadline = time.monotonic() + STUCK_S
+        while any(now.rounds <= then.rounds for now, then in zip(self.actors(), before, strict=True)):
+            assert self.process.alive, f"it ended with status {self.process.finish()}: {self.process.stderr}"
+            assert time.monotonic() < deadline, f"stuck: {before}, {STUCK_S} s later {self.actors()}"
+            time.sleep(0.005)
+        assert self.process.alive
+        assert not [actor for actor in self.actors() if actor.wrong], self.actors()
+
+    def traces(self) -> Traces:
+        """As they are now; those of its own threads and libraries come and go."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        maps = Path(f"/proc/{self.pid}/maps").read_text().splitlines()
+        return Traces(
+            len(os.listdir(f"/proc/{self.pid}/task")),
+            len(os.listdir(f"/proc/{self.pid}/fd")),
+            tuple(sorted({" ".join(line.split()[1:2] + line.split()[5:]) for line in maps if _is_code(line)})),
+            next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")),
+        )
+
+    def usual_traces(self) -> Traces:
+        """The smallest that are seen in some looks."""
+        seen = [self.traces()]
+        for _ in range(20):
+            time.sleep(0.005)
+            seen.append(self.traces())
+        return Traces(
+            min(each.threads for each in seen),
+            min(each.descriptors for each in seen),
+            min((each.executable for each in seen), key=len),
+            seen[-1].caught,
+        )
+
+
+def _is_code(line: str) -> bool:
+    return line.split()[1][2] == "x" and "plugin" not in line
+
+
+def _text(raw: bytes) -> str:
+    return raw.partition(b"\0")[0].decode()

@@ -1,0 +1,130 @@
+"""Coming into a program and leaving it while it is never at rest: it does not notice.
+
+About a minute in CI; by hand for as long as you like: `RTETRACK_ARRIVAL_ROUNDS=1000 pytest tests/integration/test_arrival.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+
+import pytest
+from restless import Restless
+from tracked import Accusations, Runner, eventually
+
+from frida_rtetrack import Host, Options
+from frida_rtetrack.errors import ArrivalRefused, NoSafeMoment
+from frida_rtetrack.target import process
+
+LOADS = {
+    "registers": ("compute", "threads", "signals"),
+    "main forks": ("fork", "threads"),
+    "another forks": ("malloc", "forks"),
+    "main loads": ("dlopen", "malloc"),
+    "another loads": ("compute", "loads", "forks"),
+    "main waits": ("wait",),
+    "main waits, all else": ("wait", "threads", "loads", "malloc"),
+    "malloc": ("malloc", "malloc", "signals"),
+}
+ROUNDS = int(os.environ.get("RTETRACK_ARRIVAL_ROUNDS", "60")) // len(LOADS)
+"""Of attaching and leaving, for each load."""
+
+KILLS = int(os.environ.get("RTETRACK_ARRIVAL_KILLS", "10"))
+KILL_WITHIN_S = 1.5
+"""One round of coming and leaving takes so long, on a machine that has other work."""
+
+
+@pytest.mark.timeout(120 + 20 * ROUNDS)
+@pytest.mark.parametrize("actors", LOADS.values(), ids=LOADS)
+def test_attaching_and_leaving_goes_unnoticed(runner: Runner, actors: tuple[str, ...]) -> None:
+    program = Restless(runner, *actors)
+    program.assert_well()
+    with Host.attach(program.pid):  # Frida's dependencies, libdl and the like, are never unloaded
+        pass
+    usual = program.usual_traces()
+    refused = 0
+    for _ in range(ROUNDS):
+        observer = Accusations()
+        try:
+            with Host.attach(program.pid, Options(dump_on_bad_free=False), observer) as host:
+                host.wait(0.05)
+                program.assert_well()
+        except NoSafeMoment:
+            refused += 1
+        program.assert_well()
+        assert observer.said == []
+        assert program.usual_traces() == usual
+    print(f"{ROUNDS} rounds, {refused} refused, actors {program.actors()}")
+    assert refused <= ROUNDS // 4
+
+
+@pytest.mark.timeout(120 + 10 * KILLS)
+def test_kill_9_of_the_host_at_any_moment_of_coming_and_leaving_is_survived(runner: Runner) -> None:
+    script = runner.folder / "come_and_go.py"
+    script.write_text(
+        "import sys\n"
+        "from frida_rtetrack import Host\n"
+        "print('begins', flush=True)\n"
+        "while True:\n"
+        "    Host.attach(int(sys.argv[1])).close()\n"
+    )
+    for _ in range(KILLS):
+        program = Restless(runner, "compute", "threads", "signals")
+        host = runner.python(script, program.pid)
+        host.wait_for("^begins$")
+        time.sleep(random.uniform(0, KILL_WITHIN_S))
+        host.send_signal(signal.SIGKILL)
+        host.wait()
+        program.assert_well()
+        time.sleep(0.2)  # in which Frida's agent leaves by itself
+        program.assert_well()
+        program.process.send_signal(signal.SIGKILL)
+
+
+def test_the_stand_in_leaves_by_itself_when_its_host_was_killed(runner: Runner) -> None:
+    program = Restless(runner, "compute")
+    usual = program.usual_traces()
+    script = runner.folder / "come.py"
+    script.write_text(
+        "import sys, time\n"
+        "from frida_rtetrack.target.arrival.standin import StandIn\n"
+        "StandIn.arrive(int(sys.argv[1]))\n"
+        "print('there', flush=True)\n"
+        "time.sleep(100)\n"
+    )
+    host = runner.python(script, program.pid)
+    host.wait_for("^there$")
+    assert program.traces().threads == usual.threads + 1
+    host.send_signal(signal.SIGKILL)
+    host.wait()
+    eventually(lambda: program.traces() == usual, seconds=30)
+    program.assert_well()
+
+
+def test_a_program_whose_main_thread_has_ended_is_refused(runner: Runner) -> None:
+    program = runner.start_ready("headless")
+    eventually(lambda: process.state(program.pid) == "Z")
+    with pytest.raises(ArrivalRefused, match="main thread of process"):
+        Host.attach(program.pid)
+    assert program.alive
+
+
+def test_a_stopped_program_is_refused_and_stays_stopped(runner: Runner) -> None:
+    program = Restless(runner, "malloc")
+    program.process.send_signal(signal.SIGSTOP)
+    eventually(lambda: process.state(program.pid) == "T")
+    with pytest.raises(ArrivalRefused, match="stopped"):
+        Host.attach(program.pid)
+    assert process.state(program.pid) == "T"
+    program.process.send_signal(signal.SIGCONT)
+    program.assert_well()
+
+
+def test_a_signal_handler_that_the_program_has_for_faults_still_gets_them(runner: Runner) -> None:
+    program = runner.start_ready("headless", "faults")
+    with Host.attach(program.pid):
+        program.ask("fault", "^handled$")
+    program.ask("fault", "^handled$")
+    assert program.alive
