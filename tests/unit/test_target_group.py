@@ -59,6 +59,9 @@ class StandIn:
             raise self.answers
         return self.answers
 
+    def settle(self) -> None:
+        self.calls.append(("settle",))
+
     def refresh(self) -> None:
         self.calls.append(("refresh",))
 
@@ -112,8 +115,8 @@ def group_of(*targets: StandIn, told: Told | None = None, **options: Any) -> Tar
 def test_the_session_memory_is_made_in_the_first_and_joined_by_the_others() -> None:
     first, second = StandIn(), StandIn()
     group = group_of(first, second)
-    assert [call[0] for call in first.calls] == ["create_session", "start"]
-    assert [call[0] for call in second.calls] == ["join_session", "start"]
+    assert [call[0] for call in first.calls] == ["create_session", "start", "settle"]
+    assert [call[0] for call in second.calls] == ["join_session", "start", "settle"]
     started = second.calls[1]
     options = cast(dict[str, Any], started[2])
     assert os.fstat(cast(int, started[1])).st_size == group.memory.counter("total_bytes") == options["sessionBytes"]
