@@ -48,6 +48,14 @@ def ways() -> dict[str, Way]:
         Way("native, no backtrace", (*TRACK, "--engine", "native", "--no-backtrace")),
         Way("native, allocations", (*TRACK, "--engine", "native", "--no-free-backtrace")),
         Way("native, both", (*TRACK, "--engine", "native")),
+        *(
+            Way(f"{name} (TinyCC)", (*TRACK, "--engine", "native", *without), (("RTETRACK_COMPILER", "tinycc"),))
+            for name, without in (
+                ("native, no backtrace", ("--no-backtrace",)),
+                ("native, allocations", ("--no-free-backtrace",)),
+                ("native, both", ()),
+            )
+        ),
         Way("portable, both", (*TRACK, "--engine", "portable"), slow=True),
     )
     return {way.name: way for way in listed}
@@ -120,7 +128,7 @@ def compare(
             }
         )
         click.echo(
-            f"{title:<34} {name:<26} {rows[-1]['ns_a_pair']:>10,.1f} ns {rows[-1]['times_bare']:>9.2f} x  lost {rows[-1]['lost']}"
+            f"{title:<34} {name:<32} {rows[-1]['ns_a_pair']:>10,.1f} ns {rows[-1]['times_bare']:>9.2f} x  lost {rows[-1]['lost']}"
         )
     return rows
 
@@ -147,7 +155,8 @@ def own_memory_kib() -> int:
 
 def host_figures(blocks: int) -> list[dict[str, object]]:
     """Events a second that the host takes, its memory at `blocks` live, seconds of a dump and of an attach."""
-    import streams  # beside this file
+    import presence  # beside this file
+    import streams
 
     from frida_rtetrack import Host, Options
 
@@ -182,6 +191,7 @@ def host_figures(blocks: int) -> list[dict[str, object]]:
         process.kill()
         process.wait()
         rows.append({"what": "attach", "seconds": [round(each, 2) for each in seconds], "baseline_blocks": blocks})
+    rows += presence.figures()
     rows += streams.figures()
     for row in rows:
         click.echo(json.dumps(row))
