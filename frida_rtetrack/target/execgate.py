@@ -3,9 +3,8 @@
 Run as a process of its own, `python -I -S execgate.py PID`, because a tracer's calls must all come from one thread and
 Frida reaps what its own process traces. It seizes PID with ptrace(2), says "seized", waits for the exec, lets the
 dynamic loader do its work up to the program's entry point, leaves the thread spinning there on a jump to itself (which
-needs no tracer), says "entered" and waits. At the end of its input, so too when the host is killed, it puts back what
-belongs there, and the program begins. If the exec does not come, or not to a program that Frida could join, it lets PID
-go and says why.
+needs no tracer), says "entered ADDRESS BYTES" (hexadecimal: where the jump is, and what belongs there) and is gone. If
+the exec does not come, or not to a program that Frida could join, it lets PID go and says why.
 
 `hold` and `release` are the host's side. x86-64 Linux only.
 """
@@ -21,7 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-EXEC_SECONDS = 5.0
+EXEC_SECONDS = 2.0
 ENTRY_SECONDS = 20.0
 """For the dynamic loader: many libraries on a busy machine."""
 
@@ -43,7 +42,8 @@ class Held:
     """A process that spins at its program's entry point."""
 
     pid: int
-    gate: subprocess.Popen[str]
+    address: int
+    original: bytes
 
 
 class NotHeld(Exception):
@@ -52,23 +52,25 @@ class NotHeld(Exception):
 
 def hold(pid: int, on_seized: Callable[[], None]) -> Held:
     """Holds `pid`, which is about to exec once `on_seized` was called. Raises NotHeld."""
-    gate = subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__, str(pid)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert gate.stdout is not None
-    seized = gate.stdout.readline().strip()
-    on_seized()
-    said = gate.stdout.readline().strip() if seized == "seized" else seized or "the tracer did not start"
-    held = Held(pid, gate)
-    if said != "entered":
-        release(held)
-        raise NotHeld(said or "the tracer failed")
-    return held
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", __file__, str(pid)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    ) as gate:
+        assert gate.stdout is not None
+        seized = gate.stdout.readline().strip()
+        on_seized()
+        if seized != "seized":
+            raise NotHeld(seized or "the tracer did not start")
+        words = gate.stdout.readline().split()
+    if len(words) == 3 and words[0] == "entered":
+        return Held(pid, int(words[1], 16), bytes.fromhex(words[2]))
+    raise NotHeld(" ".join(words) or "the tracer failed")
 
 
 def release(held: Held) -> None:
     """Lets the process begin its program."""
-    held.gate.communicate()
+    with open(f"/proc/{held.pid}/mem", "r+b", buffering=0) as memory:
+        memory.seek(held.address)
+        memory.write(held.original)
 
 
 class _Tracer:
@@ -135,8 +137,7 @@ def _why_not_joined(pid: int) -> str | None:
     return None
 
 
-def _hold(pid: int) -> tuple[str, Callable[[], None]]:
-    """Returns what to say, and what to do at the end."""
+def _hold(pid: int) -> str:
     tracer = _Tracer(pid)
     tracer.do(_PTRACE_SEIZE, _PTRACE_O_TRACEEXEC)
     print("seized", flush=True)
@@ -144,11 +145,11 @@ def _hold(pid: int) -> tuple[str, Callable[[], None]]:
         tracer.run_until(lambda status: status >> 16 == _EVENT_EXEC, EXEC_SECONDS)
     except TimeoutError:
         tracer.stop_and_detach()
-        return "did not execute anything", _nothing
+        return "did not execute anything"
     reason = _why_not_joined(pid)
     if reason is not None:
         tracer.do(_PTRACE_DETACH)
-        return reason, _nothing
+        return reason
     entry = _entry_point(pid)
     with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
 
@@ -165,31 +166,18 @@ def _hold(pid: int) -> tuple[str, Callable[[], None]]:
         except TimeoutError:
             write(original)
             tracer.stop_and_detach()
-            return "did not reach its entry point", _nothing
+            return "did not reach its entry point"
         registers = (ctypes.c_ulonglong * 27)()
         tracer.do(_PTRACE_GETREGS, registers)
         registers[_RIP] = entry
         tracer.do(_PTRACE_SETREGS, registers)
         write(_JUMP_TO_ITSELF)
     tracer.do(_PTRACE_DETACH)
-    return "entered", lambda: _put_back(pid, entry, original)
-
-
-def _put_back(pid: int, entry: int, original: bytes) -> None:
-    with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
-        memory.seek(entry)
-        memory.write(original)
-
-
-def _nothing() -> None:
-    pass
+    return f"entered {entry:x} {original.hex()}"
 
 
 if __name__ == "__main__":
     try:
-        said, at_end = _hold(int(sys.argv[1]))
-        print(said, flush=True)
-        sys.stdin.read()
-        at_end()
+        print(_hold(int(sys.argv[1])), flush=True)
     except OSError as error:
         print(error.strerror or error, flush=True)

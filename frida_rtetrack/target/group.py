@@ -108,7 +108,7 @@ class TargetGroup:
             target.look()
 
     def _join_executed(self, pid: int) -> None:
-        target = Target.attach(pid)
+        target = Target.held(pid)
         target.ours = self.first.ours
         self.add(target, executed=True)
 

@@ -1,9 +1,8 @@
-"""Starts a program so that it stops before it begins, and keeps its exit status.
+"""Starts a program so that it stops before its first instruction with Frida in it, and keeps its exit status.
 
 Frida reaps what it traces, in a race with whoever else waits for the exit status in the same process. So the parent of
-the program is a keeper, a small Python process that only waits for it and passes the status on through a pipe. The
-keeper's child replaces itself with the program, which is held at its entry point (execgate). Where that is not known,
-Frida's child gating does it, which brings back the exit monitor (agentlink.SESSION_OPTIONS).
+the program is a keeper, a small Python process that only waits for it and passes the status on through a pipe. Frida
+watches the keeper's child with child gating; it then replaces itself with the program, and Frida stops it there.
 """
 
 from __future__ import annotations
@@ -18,9 +17,7 @@ from typing import Any
 import frida
 
 from frida_rtetrack.errors import AgentFailed, NoSuchProgram
-from frida_rtetrack.target import execgate
-from frida_rtetrack.target.agentlink import SESSION_OPTIONS
-from frida_rtetrack.target.arrival.standin import AVAILABLE as arrival_is_known_here
+from frida_rtetrack.target.agentlink import HELD_OPTIONS
 
 LAUNCH_SECONDS = 30.0
 
@@ -77,34 +74,22 @@ while True:
 
 
 class GatedProgram:
-    """A program that waits, with nothing of it executed yet, until `resume` is called."""
+    """A program that waits, with Frida attached and nothing executed yet, until `resume` is called."""
 
-    def __init__(
-        self, pid: int, held: frida.Session | execgate.Held, keeper: subprocess.Popen[bytes], status: int
-    ) -> None:
-        """`held`: by Frida, which is in it then, or by our own gate."""
+    def __init__(self, pid: int, session: frida.Session, keeper: subprocess.Popen[bytes], status: int) -> None:
         self.pid = pid
-        self.session = held if isinstance(held, frida.Session) else None
-        """Frida's, where it is there already."""
-        self._held = None if self.session is not None else held
+        self.session = session
         self._keeper = keeper
         self._status_fd = status
         self._wait_status: int | None = None
 
     def resume(self) -> None:
         """Lets the program run."""
-        if isinstance(self._held, execgate.Held):
-            execgate.release(self._held)
-            self._held = None
-        else:
-            frida.get_local_device().resume(self.pid)
+        frida.get_local_device().resume(self.pid)
 
     def kill(self) -> None:
         """Ends a program that cannot be tracked."""
         _kill(self.pid)
-        if isinstance(self._held, execgate.Held):
-            execgate.release(self._held)
-            self._held = None
 
     def wait_status(self) -> int | None:
         """Waits for the program's end and returns its status as waitpid does; None if the keeper was killed."""
@@ -139,6 +124,7 @@ def launch(path: str, argv: Sequence[str], *, terminal: int | None = None, keep_
     `terminal` is the descriptor of a terminal that becomes the program's standard streams and controlling terminal;
     without it the program has the caller's streams. `keep_orphans`: see `GatedProgram.orphans`. Raises NoSuchProgram or AgentFailed.
     """
+    device = frida.get_local_device()
     ready, ready_write = os.pipe()
     go_read, go = os.pipe()
     status, status_write = os.pipe()
@@ -155,45 +141,8 @@ def launch(path: str, argv: Sequence[str], *, terminal: int | None = None, keep_
     )
     for descriptor in (ready_write, go_read, status_write):
         os.close(descriptor)
-    pid = 0
-    try:
-        pid = int(os.read(ready, 32) or b"0")
-        if not pid:
-            raise AgentFailed(f"The launcher of {path} did not start.")
-        hold = _hold_at_entry if arrival_is_known_here else _hold_by_gating
-        return GatedProgram(pid, hold(pid, path, ready, go), keeper, status)
-    except BaseException:
-        if pid:
-            _kill(pid)
-        keeper.wait()
-        os.close(status)
-        raise
-    finally:
-        os.close(ready)
-        os.close(go)
-
-
-def _hold_at_entry(pid: int, path: str, ready: int, go: int) -> execgate.Held:
-    try:
-        return execgate.hold(pid, lambda: _write(go, b"g"))
-    except execgate.NotHeld as error:
-        os.set_blocking(ready, False)
-        try:
-            failure = os.read(ready, 4096)
-        except BlockingIOError:
-            failure = b""
-        if failure:
-            raise _not_executed(path, failure) from None
-        raise AgentFailed(f"{path} could not be held at its beginning: it {error}.") from None
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    os.write(descriptor, data)
-
-
-def _hold_by_gating(pid: int, path: str, ready: int, go: int) -> frida.Session:
-    device = frida.get_local_device()
     arrived = threading.Event()
+    pid = 0
 
     def on_child_added(found: Any) -> None:
         if found.pid == pid:
@@ -201,17 +150,24 @@ def _hold_by_gating(pid: int, path: str, ready: int, go: int) -> frida.Session:
 
     device.on("child-added", on_child_added)
     try:
-        gate = device.attach(pid, **SESSION_OPTIONS)
+        pid = int(os.read(ready, 32) or b"0")
+        if not pid:
+            raise AgentFailed(f"The launcher of {path} did not start.")
+        gate = device.attach(pid, **HELD_OPTIONS)
         gate.enable_child_gating()
         os.write(go, b"g")
         _wait_for_exec(arrived, ready, path)
-        return device.attach(pid, **SESSION_OPTIONS)
+        return GatedProgram(pid, device.attach(pid, **HELD_OPTIONS), keeper, status)
+    except BaseException:
+        if pid:
+            _kill(pid)
+        keeper.wait()
+        os.close(status)
+        raise
     finally:
         device.off("child-added", on_child_added)
-
-
-def _not_executed(path: str, failure: bytes) -> NoSuchProgram:
-    return NoSuchProgram(f"{path} cannot be executed: {failure.decode()}.", "Give a program that runs on its own.")
+        os.close(ready)
+        os.close(go)
 
 
 def _wait_for_exec(arrived: threading.Event, ready: int, path: str) -> None:
@@ -226,7 +182,7 @@ def _wait_for_exec(arrived: threading.Event, ready: int, path: str) -> None:
     if not arrived.wait(LAUNCH_SECONDS):
         raise AgentFailed(f"Frida did not report the start of {path} within {LAUNCH_SECONDS:.0f} seconds.")
     if failure:
-        raise _not_executed(path, bytes(failure))
+        raise NoSuchProgram(f"{path} cannot be executed: {failure.decode()}.", "Give a program that runs on its own.")
 
 
 def _kill(pid: int) -> None:

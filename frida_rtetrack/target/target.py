@@ -18,7 +18,7 @@ import frida
 from frida_rtetrack.errors import AgentFailed, AgentTimeout, NoSuchProcess, NotLive, RtetrackError
 from frida_rtetrack.target import process
 from frida_rtetrack.target.addressspace import AddressSpace
-from frida_rtetrack.target.agentlink import SESSION_OPTIONS, AgentLink, limited
+from frida_rtetrack.target.agentlink import HELD_OPTIONS, SESSION_OPTIONS, AgentLink, limited
 from frida_rtetrack.target.arrival.standin import AVAILABLE as arrival_is_known_here
 from frida_rtetrack.target.arrival.standin import StandIn
 from frida_rtetrack.target.launch import GatedProgram
@@ -39,14 +39,14 @@ class Ending:
     """exited, killed, detached, replaced (exec) or gone (ended, but how is not known)."""
 
 
-def _attach(pid: int) -> frida.Session:
+def _attach(pid: int, options: dict[str, Any]) -> frida.Session:
     """Frida sometimes misses the stop of a thread that is in fork, or loses a connection that has just begun: once more."""
     for _ in range(ATTACH_RETRIES):
         try:
-            return frida.get_local_device().attach(pid, **SESSION_OPTIONS)
+            return frida.get_local_device().attach(pid, **options)
         except (frida.TimedOutError, frida.TransportError, frida.ProtocolError):
             time.sleep(0.1)
-    return frida.get_local_device().attach(pid, **SESSION_OPTIONS)
+    return frida.get_local_device().attach(pid, **options)
 
 
 class Target:
@@ -84,11 +84,13 @@ class Target:
 
     @classmethod
     def launched(cls, gated: GatedProgram, argv: tuple[str, ...]) -> Target:
-        """Attaches Frida to a program that was launched and waits. Raises RtetrackError."""
-        if gated.session is not None:
-            return cls(gated.pid, gated.session, argv, gated)
-        session, standin = cls._come_into(gated.pid)
-        return cls(gated.pid, session, argv, gated, standin)
+        """A program that was launched and waits, with Frida in it."""
+        return cls(gated.pid, gated.session, argv, gated)
+
+    @classmethod
+    def held(cls, pid: int) -> Target:
+        """Attaches Frida to a program that is held at its entry point (execgate). Raises RtetrackError."""
+        return cls(pid, cls._attach(pid, None), tuple(process.command_line(pid)))
 
     @classmethod
     def attach(cls, pid: int) -> Target:
@@ -114,7 +116,9 @@ class Target:
     @staticmethod
     def _attach(pid: int, standin: StandIn | None) -> frida.Session:
         try:
-            session: frida.Session = limited(lambda: _attach(pid if standin is None else standin.tid))
+            session: frida.Session = limited(
+                lambda: _attach(pid, HELD_OPTIONS) if standin is None else _attach(standin.tid, SESSION_OPTIONS)
+            )
             return session
         except frida.ProcessNotFoundError:
             raise NoSuchProcess(f"There is no process {pid}.") from None

@@ -142,7 +142,6 @@ def test_kill_9_of_a_host_that_spawned_leaves_the_program_running(runner: Runner
     tracked.wait_for("^said still here$")
 
 
-@pytest.mark.by_both_compilers
 @pytest.mark.timeout(600)
 def test_attaching_and_leaving_many_times_under_load_neither_crashes_nor_leaks(runner: Runner) -> None:
     load = runner.start_load(2, seconds=600)
@@ -203,7 +202,6 @@ def test_kill_9_of_the_program_loses_no_event_before_it(runner: Runner, engine: 
     assert (site["blocks"], site["bytes"]) == (count // 2, count // 2 * 64)
 
 
-@pytest.mark.by_both_compilers
 def test_every_pair_of_a_threaded_load_is_counted(runner: Runner, engine: str) -> None:
     path = runner.folder / "load.txt"
     tracked = runner.run("load", 2, 8, 1, path, options=options(engine))

@@ -50,7 +50,6 @@ def test_rte_malloc_tracks_own_test_gives_a_duplicate_and_a_stray_free_although_
     assert re.search(r"^(Stray|Foreign) free of address: 0x1\b", tracked.stderr, re.MULTILINE)
 
 
-@pytest.mark.by_both_compilers
 def test_the_demos_bugs_are_found_and_nothing_else(runner: Runner, engine: str) -> None:
     tracked = runner.run("demo", options=options(engine))
     assert tracked.wait() == 0
@@ -198,7 +197,6 @@ def test_without_free_backtraces_the_allocations_are_still_there(runner: Runner,
     assert functions(duplicate["allocated"]["backtrace"])[0] == "session_open"
 
 
-@pytest.mark.by_both_compilers
 def test_max_frames_cuts_a_stack_at_its_outer_end(runner: Runner, engine: str) -> None:
     tracked = runner.run("demo", options=[*options(engine), "--max-frames", 2])
     duplicate = next(bad for bad in tracked.summary["bad_frees"] if bad["kind"] == "duplicate")

@@ -36,7 +36,6 @@ PLANTED = [
 ]
 
 
-@pytest.mark.by_both_compilers
 @pytest.mark.parametrize(("what", "kind", "detail", "block"), PLANTED, ids=[row[0] for row in PLANTED])
 def test_a_planted_bad_free_is_told_apart_by_evidence(
     runner: Runner, engine: str, what: str, kind: str, detail: str, block: str | None
