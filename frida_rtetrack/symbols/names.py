@@ -105,6 +105,8 @@ class Names:
             known = self._stacks.get(number)
             if known is None:
                 record = self._memory.stack(number)
+                if record is None:
+                    return None
                 self._refresh_modules(record)
                 frames = self._symbolizer(record.process).resolve(record.process, record.epoch, record.addresses)
                 known = self._stacks[number] = Stack(tuple(frames), _WHY_CUT.get(record.end))
@@ -113,7 +115,8 @@ class Names:
     def addresses(self, number: int) -> tuple[int, ...]:
         """The stack's return addresses, innermost first; empty for number 0."""
         with self._lock:
-            return self._memory.stack(number).addresses if number else ()
+            record = self._memory.stack(number) if number else None
+            return () if record is None else record.addresses
 
     def stack_text(self, number: int) -> str:
         """The stack as the dump file shows it: frames that are really there, separated by spaces; `<NA>` for 0."""

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from frida_rtetrack.errors import LibraryNotFound, NoDpdk, NotLive, RtetrackError, TargetEnded
+from frida_rtetrack.errors import AgentFailed, LibraryNotFound, NoDpdk, NotLive, RtetrackError, TargetEnded
 from frida_rtetrack.options import Options
 from frida_rtetrack.stream.events import SIZE_BITS, EventBatch, threads
 from frida_rtetrack.stream.ring import SessionMemory
@@ -69,8 +69,13 @@ class TargetGroup:
         """Makes the session memory in the first target, which has the agent then, but nothing hooked."""
         target.load(self._on_agent_message, self._on_frida_detached)
         in_target = target.call("create_session", process.SESSION_NAME)
-        self._memory_fd = os.open(f"/proc/{target.pid}/fd/{in_target}", os.O_RDWR | os.O_CLOEXEC)
-        self.memory = SessionMemory.create(self._memory_fd, self._options.buffer_mib)
+        try:
+            self._memory_fd = os.open(f"/proc/{target.pid}/fd/{int(in_target)}", os.O_RDWR | os.O_CLOEXEC)
+            self.memory = SessionMemory.create(self._memory_fd, self._options.buffer_mib)
+        except OSError as error:
+            raise AgentFailed(
+                f"The session memory of process {target.pid} cannot be used: {error.strerror}."
+            ) from error
         self.offspring = Offspring(self.memory, join=self._join_executed, told=self._told, wake=self._wake)
         self.targets.append(target)
         self._first_fd = in_target

@@ -48,7 +48,7 @@ class StandIn:
     def call(self, method: str, *arguments: object) -> object:
         self.calls.append((method, *arguments))
         if method == "create_session":
-            return os.memfd_create("session")
+            return os.memfd_create("session", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         if method == "join_session":
             return os.open(str(arguments[0]), os.O_RDWR)
         if method == "start":
