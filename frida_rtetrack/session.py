@@ -65,6 +65,7 @@ def put_together(
             is_ours=lambda mark: group.of_event(mark) is not None,
             lock=pump.lock,
             ended=pump.ended,
+            deaf=pump.deaf,
             later=work.put,
             on_problem=observer.problem,
         ),

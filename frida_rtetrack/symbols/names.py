@@ -17,6 +17,10 @@ from frida_rtetrack.symbols.symbolizer import Frame, Module, ModuleMap, Symboliz
 BASELINE_LABEL = 0xFFFF_FFFF
 """Stands for the type of a block that was there before the tracking began: no event has it."""
 
+FRAMES_KEPT = 1 << 18
+TEXT_KEPT = 1 << 25
+"""Characters."""
+
 _WHY_CUT = {
     StackEnd.MAX_FRAMES: "more frames were not recorded (--max-frames)",
     StackEnd.NO_UNWIND_TABLE: "the code has no unwind table here (JIT?): the callers are not known",
@@ -58,6 +62,8 @@ class Names:
         self._epochs_read = -1
         self._stacks: dict[int, Stack] = {}
         self._dump_texts: dict[int, str] = {}
+        self._frames_kept = 0
+        self._dump_text_length = 0
         self._lock = threading.RLock()
 
     def label(self, number: int) -> bytes | None:
@@ -109,7 +115,8 @@ class Names:
                     return None
                 self._refresh_modules(record)
                 frames = self._symbolizer(record.process).resolve(record.process, record.epoch, record.addresses)
-                known = self._stacks[number] = Stack(tuple(frames), _WHY_CUT.get(record.end))
+                known = Stack(tuple(frames), _WHY_CUT.get(record.end))
+                self._remember(number, known)
             return known
 
     def addresses(self, number: int) -> tuple[int, ...]:
@@ -127,8 +134,20 @@ class Names:
             text = self._dump_texts.get(number)
             if text is None:
                 text = " ".join(format_frame(frame) for frame in stack.frames if not frame.inlined)
+                self._dump_text_length += len(text)
+                if self._dump_text_length > TEXT_KEPT:
+                    self._dump_texts.clear()
+                    self._dump_text_length = len(text)
                 self._dump_texts[number] = text
             return text
+
+    def _remember(self, number: int, stack: Stack) -> None:
+        """A program of many stacks, or one that makes them up, has the oldest looked up again instead of ever more kept."""
+        self._frames_kept += len(stack.frames)
+        if self._frames_kept > FRAMES_KEPT:
+            self._stacks.clear()
+            self._frames_kept = len(stack.frames)
+        self._stacks[number] = stack
 
     def _symbolizer(self, process: int) -> Symbolizer:
         """For the files as that process sees them: it may be in a container."""
@@ -142,9 +161,7 @@ class Names:
             return
         self._modules_read = used
         self._epochs_read = max(self._epochs_read, record.epoch)
-        for module in self._memory.modules():
-            self._modules.add(
-                Module(
-                    module.path, module.base, module.size, module.process, module.loaded_epoch, module.unloaded_epoch
-                )
-            )
+        self._modules.add_all(
+            Module(each.path, each.base, each.size, each.process, each.loaded_epoch, each.unloaded_epoch)
+            for each in self._memory.modules()
+        )

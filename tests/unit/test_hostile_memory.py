@@ -31,6 +31,8 @@ from frida_rtetrack.stream.events import (
 from frida_rtetrack.stream.layout import SEALS
 from frida_rtetrack.stream.pump import Pump, Subscriber
 from frida_rtetrack.stream.ring import HOLE_PATIENCE_S, RingReader, SessionMemory
+from frida_rtetrack.symbols import names as names_module
+from frida_rtetrack.symbols import symbolizer
 from frida_rtetrack.symbols.names import Names
 
 WRITTEN_BY_THE_PROGRAM = (
@@ -374,3 +376,15 @@ def _write_without_waiting(session: WrittenSession, batch: EventBatch) -> None:
 
 def test_the_threads_table_is_as_large_as_it_says(session: WrittenSession) -> None:
     assert session.memory._threads.nbytes == session.memory.layout.threads_capacity * THREAD_DTYPE.itemsize
+
+
+def test_names_of_ever_new_stacks_are_not_all_kept(session: WrittenSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names_module, "FRAMES_KEPT", 5000)
+    monkeypatch.setattr(names_module, "TEXT_KEPT", 50_000)
+    monkeypatch.setattr(symbolizer, "ADDRESSES_KEPT", 300)
+    session.memory._stacks[1:20_000] = 200
+    names = Names(session.memory, lambda pid, tid: None)
+    for number in range(1, 1000):
+        assert len(names.stack_text(number).split()) == 200
+    assert sum(len(stack.frames) for stack in names._stacks.values()) <= 5000
+    assert sum(map(len, names._dump_texts.values())) <= 50_000
