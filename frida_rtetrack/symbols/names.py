@@ -52,8 +52,18 @@ class Thread:
 class Names:
     """Looks names up for one session. Safe to use from any thread."""
 
-    def __init__(self, memory: SessionMemory, thread_name: Callable[[int, int], str | None]) -> None:
-        """Names of what `memory` holds. `thread_name(pid, tid)`: what a thread is called now, None where it is gone."""
+    def __init__(
+        self,
+        memory: SessionMemory,
+        thread_name: Callable[[int, int], str | None],
+        pid_of: Callable[[int], int] | None = None,
+    ) -> None:
+        """Names of what `memory` holds. `thread_name(pid, tid)`: what a thread is called now, None where it is gone.
+
+        `pid_of(process)`: the pid of the process that threads and stacks call so, 0 where it is not known; without it,
+        the memory is believed.
+        """
+        self._pid_of = pid_of or memory.pid
         self._memory = memory
         self._thread_name = thread_name
         self._modules = ModuleMap()
@@ -82,7 +92,7 @@ class Names:
         """The thread with the name that it has now, or had at its first event if it is gone."""
         with self._lock:
             record = self._memory.thread(number)
-            pid = self._memory.pid(record.process)
+            pid = self._pid_of(record.process)
         return Thread(pid, record.tid, self._thread_name(pid, record.tid) or record.name)
 
     def thread_of_stack(self, address: int, process: int = 0) -> Thread | None:
@@ -152,7 +162,7 @@ class Names:
     def _symbolizer(self, process: int) -> Symbolizer:
         """For the files as that process sees them: it may be in a container."""
         if process not in self._symbolizers:
-            self._symbolizers[process] = Symbolizer(self._modules, root=f"/proc/{self._memory.pid(process)}/root")
+            self._symbolizers[process] = Symbolizer(self._modules, root=f"/proc/{self._pid_of(process)}/root")
         return self._symbolizers[process]
 
     def _refresh_modules(self, record: StackRecord) -> None:

@@ -69,6 +69,9 @@ class Processes:
     def anybody_writes(self) -> bool:
         return self.writing
 
+    def pid_of(self, number: int) -> int:
+        return self.memory.pid(number)
+
     def of_thread(self, number: int) -> Any:
         process = self.memory.thread(number).process
         return next((target for target in self.targets if target.number == process), None)
