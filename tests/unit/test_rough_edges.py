@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,7 +14,7 @@ from frida_rtetrack.commands.prompt import Prompt
 from frida_rtetrack.errors import BadUsage
 from frida_rtetrack.host import Host
 from frida_rtetrack.options import Options
-from frida_rtetrack.reporters import text
+from frida_rtetrack.reporters import json_file, text
 from frida_rtetrack.reporters.console import ConsoleReporter
 
 
@@ -53,3 +55,35 @@ def test_nothing_that_is_typed_ends_the_prompt() -> None:
         "0x1ffffffffffffffffffff is no address. An address has 64 bits.",
         "stats failed: KeyError('a bug'). Please report this.",
     ]
+
+
+def _document(content: object) -> Any:
+    return SimpleNamespace(as_json=lambda: content)
+
+
+def test_the_summary_replaces_a_link_and_is_for_its_owner_alone(tmp_path: Path) -> None:
+    precious, link = tmp_path / "precious", tmp_path / "summary.json"
+    precious.write_text("precious")
+    link.symlink_to(precious)
+    json_file.write(link, _document({"type": "\x1b[2J"}))
+    assert precious.read_text() == "precious"
+    assert not link.is_symlink()
+    assert link.stat().st_mode & 0o777 == 0o600
+    assert "\\u001b[2J" in link.read_text()
+    assert "\x1b" not in link.read_text()
+
+
+def test_a_summary_that_cannot_be_written_leaves_the_old_one_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "summary.json"
+    path.write_text("old")
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        json_file.write(path, _document({}))
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["summary.json"]
