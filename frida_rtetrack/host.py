@@ -86,6 +86,8 @@ class Host:
         `resume=False` the program waits for `resume()`. `also_attach`: running processes that share its DPDK heap.
         Raises RtetrackError.
         """
+        if not argv:
+            raise BadUsage("No program was named to start.")
         host = cls(options or Options(), observer)
         dpdk.parse_symbols(host.options.symbols)
         path = process.find_program(argv[0])
@@ -323,6 +325,10 @@ class Host:
 
     def top(self, count: int = 10, by: str = "bytes") -> list[CallSite]:
         """The call sites of what is live with the most "bytes" or "blocks", or the "oldest" block."""
+        if count < 1 or by not in ("bytes", "blocks", "oldest"):
+            raise BadUsage(
+                f"There are no {count} call sites by {by}.", "Ask for 1 or more, by bytes, blocks or oldest."
+            )
         self.sync()
         return summary.call_sites(self.tracking.live(), self._session.names, count, by)
 
@@ -332,6 +338,8 @@ class Host:
 
     def find(self, address: int) -> Lookup:
         """What is known of an address: see TrackingMap.find."""
+        if not 0 <= address < 1 << 64:
+            raise BadUsage(f"{address:#x} is no address.", "An address has 64 bits.")
         self.sync()
         return self.tracking.find(address)
 

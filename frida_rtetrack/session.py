@@ -48,7 +48,7 @@ def put_together(
 ) -> Session:
     """The parts that read `group`'s session memory, nothing of it started yet. `on_end`: when all of it has been read."""
     told = QueuedObserver(observer, work.put)
-    names = Names(group.memory, process.thread_name)
+    names = Names(group.memory, process.thread_name, group.pid_of)
     pump = Pump(
         group.memory,
         thread_alive=group.thread_alive,
@@ -65,6 +65,7 @@ def put_together(
             is_ours=lambda mark: group.of_event(mark) is not None,
             lock=pump.lock,
             ended=pump.ended,
+            deaf=pump.deaf,
             later=work.put,
             on_problem=observer.problem,
         ),

@@ -41,7 +41,7 @@ function writeCode(address, words) {
 }
 
 function createSessionMemory(name) {
-  const { value: fd, errno } = libc('memfd_create', 'int', ['pointer', 'uint'])(Memory.allocUtf8String(name), 1);
+  const { value: fd, errno } = libc('memfd_create', 'int', ['pointer', 'uint'])(Memory.allocUtf8String(name), 3); // MFD_CLOEXEC | MFD_ALLOW_SEALING
   if (fd < 0) throw new Error(`memfd_create failed (errno ${errno})`);
   return fd;
 }

@@ -125,10 +125,12 @@ class Prompt:
                 self._print(answer)
         except RtetrackError as error:
             self._print(f"{error} {error.hint}".rstrip())
+        except Exception as error:  # a bug of ours must not end the session
+            self._print(f"{words[0]} failed: {error!r}. Please report this.")
 
     def _print(self, line: str) -> None:
         """Prints while no prompt is shown: straight to the terminal, so that it is there before the next prompt is."""
-        self._screen.write(line + "\n")
+        self._screen.write(text.visible(line) + "\n")
         self._screen.flush()
 
     def _interrupt(self) -> None:

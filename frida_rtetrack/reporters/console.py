@@ -33,7 +33,7 @@ class ConsoleReporter(Observer):
     def say(self, *lines: str) -> None:
         """Prints lines to standard error, in one piece."""
         with self._lock:
-            sys.stderr.write("".join(line + "\n" for line in lines))
+            sys.stderr.write("".join(text.visible(line) + "\n" for line in lines))
             sys.stderr.flush()
 
     def hooked(self, hooks: list[dict[str, str]]) -> None:
@@ -78,4 +78,4 @@ class ConsoleReporter(Observer):
 def print_help_of(error: Any) -> None:
     """Prints an error the way every error of ours looks."""
     hint = f" {error.hint}" if getattr(error, "hint", "") else ""
-    sys.stderr.write(f"rtetrack-frida: {error}{hint}\n")
+    sys.stderr.write(text.visible(f"rtetrack-frida: {error}{hint}") + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from pathlib import Path
 
 from frida_rtetrack.errors import BadUsage
@@ -19,10 +20,25 @@ def check_writable(path: Path) -> None:
         )
     if path.is_dir():
         raise BadUsage(f"The summary cannot be written: {path} is a directory.", "Give the path of a file.")
-    if not os.access(path if path.exists() else folder, os.W_OK):
+    if not os.access(path if path.exists() and not path.is_file() else folder, os.W_OK):
         raise BadUsage(f"The summary cannot be written: no permission for {path}.", "Give another path.")
 
 
 def write(path: Path, found: Summary) -> None:
-    """Writes the summary. Raises OSError."""
-    path.write_text(json.dumps(found.as_json(), indent=1) + "\n")
+    """Writes the summary: a new file, mode 0600, takes the place of what was there once it is whole. Raises OSError.
+
+    A link at `path` is replaced, never followed, unless it leads to no regular file (/dev/stdout): that is written to.
+    """
+    document = json.dumps(found.as_json(), indent=1) + "\n"
+    if path.exists() and not path.is_file():
+        path.write_text(document)
+        return
+    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with open(os.open(temporary, flags, 0o600), "w") as file:
+            file.write(document)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -17,6 +17,8 @@ from frida_rtetrack.symbols.names import BASELINE_LABEL, Names
 from frida_rtetrack.tracking.trackedheap import TrackedHeap
 
 BAD_FREE_DUMP_SECONDS = 1.0
+WAITING_AT_MOST = 32
+"""Dumps asked for and not begun; what is asked for beyond that is not written: the one before it is about as new."""
 
 
 class Dumper(Subscriber):
@@ -41,6 +43,7 @@ class Dumper(Subscriber):
         self._observer = observer
         self._last_bad_free_dump = 0.0
         self._bad_frees_dumped = 0
+        self._waiting = 0
 
     def on_mark(self, mark: np.void) -> None:
         """SIGRTMIN in the target, or in a child of it: the heap as it was right there."""
@@ -61,7 +64,10 @@ class Dumper(Subscriber):
 
     def write_soon(self, why: str) -> None:
         """Has the heap as it is now written, without waiting for it; the observer is told."""
+        if self._waiting >= WAITING_AT_MOST:
+            return  # each holds a copy of the live set
         live = self._heap.map.live()
+        self._waiting += 1
         self._later("dump", lambda: self._write_and_tell(live, why))
 
     def write(self, path: Path | None, live: NDArray[np.void]) -> Path:
@@ -79,6 +85,7 @@ class Dumper(Subscriber):
         self.write_soon("bad free")
 
     def _write_and_tell(self, live: NDArray[np.void], why: str) -> None:
+        self._waiting -= 1
         try:
             self._observer.dumped(self.write(None, live), len(live), why)
         except DumpError as error:

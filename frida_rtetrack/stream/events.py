@@ -191,6 +191,22 @@ MODULE_DTYPE = np.dtype(
 """`struct module_record` without the path that follows it."""
 
 
+_POSSIBLE = np.zeros(1 << 16, np.bool_)
+for _kind in Kind:
+    for _api in Mark if _kind is Kind.MARK else Api:
+        _POSSIBLE[_kind | _api << 8] = True
+_KIND_AND_API = np.dtype({"names": ["both"], "formats": ["<u2"], "offsets": [4], "itemsize": EVENT_DTYPE.itemsize})
+
+
+def possible(batch: EventBatch, threads_capacity: int) -> NDArray[np.bool_] | None:
+    """Which events (n,) an agent may have written, by their kind, function and thread; None: all of them."""
+    fine: NDArray[np.bool_] = _POSSIBLE.take(batch.view(_KIND_AND_API)["both"])
+    first_impossible = threads_capacity << SIZE_BITS
+    if fine.all() and not (batch.size and int(batch["size_and_thread"].max()) >= first_impossible):
+        return None
+    return fine & (batch["size_and_thread"] < np.uint64(first_impossible))
+
+
 def sizes(batch: EventBatch) -> NDArray[np.uint64]:
     """The events' sizes in bytes, shape as `batch`."""
     return batch["size_and_thread"] & np.uint64(SIZE_MASK)

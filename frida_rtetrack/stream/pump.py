@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from frida_rtetrack.stream.events import EventBatch, Kind
+from frida_rtetrack.stream.events import EventBatch, Kind, possible
 from frida_rtetrack.stream.ring import RingReader, SessionMemory
 
 IDLE_SECONDS = 0.01
@@ -68,8 +68,10 @@ class Pump:
         self.lock = threading.RLock()
         """Held while a batch is handed out: who holds it sees all subscribers at the same place in the stream."""
         self.ended = threading.Event()
+        self.deaf = threading.Event()
+        """The ring is damaged: nothing that is written any more will be handed out."""
         self._memory = memory
-        self._reader = RingReader(memory, thread_alive)
+        self._reader = RingReader(memory, lambda process, tid: self._may_write() and thread_alive(process, tid))
         self._anybody_writes = anybody_writes
         self._wake = wake
         self._on_problem = on_problem
@@ -78,6 +80,7 @@ class Pump:
         self._subscribers: tuple[Subscriber, ...] = ()
         self._due: deque[tuple[int, Callable[[], None]]] = deque()  # ring index, what is to be called there
         self._lost_told = 0
+        self._damage_told = False
         self._threads = [
             threading.Thread(target=run, name=run.__name__.strip("_"), daemon=True)
             for run in (self._keep_heartbeat, self._drain)
@@ -112,22 +115,30 @@ class Pump:
     def sync(self, deadline: float) -> None:
         """Waits until everything that was written before this call has been handed out, or until `deadline` (monotonic)."""
         head = self._memory.counter("head")
-        while self._reader.consumed < head and not self.ended.is_set() and time.monotonic() < deadline:
+        while self._reader.consumed < head and not self._is_over() and time.monotonic() < deadline:
             time.sleep(0.002)
         with self.lock:  # the batch that was taken out last has been handed to all
             pass
 
     def call_at_head(self, call: Callable[[], None]) -> None:
         """Has `call` called when all that was written before now has been handed out, and nothing that is written later."""
-        if self.ended.is_set():
+        if self._is_over():
             call()
         else:
             self._due.append((self._memory.counter("head"), call))
             self._wake.set()
 
     def _keep_heartbeat(self) -> None:
-        while not self.ended.wait(HEARTBEAT_SECONDS):
+        while (
+            not self.ended.wait(HEARTBEAT_SECONDS) and not self.deaf.is_set()
+        ):  # who waits for a deaf one waits in vain
             self._memory.heartbeat()
+
+    def _is_over(self) -> bool:
+        return self.ended.is_set() or self.deaf.is_set()
+
+    def _may_write(self) -> bool:
+        return not self._stop.is_set() and self._anybody_writes()
 
     def _drain(self) -> None:
         try:
@@ -144,9 +155,7 @@ class Pump:
     def _read_to_the_end(self) -> None:
         idle = IDLE_SECONDS
         while True:
-            last = (
-                self._stop.is_set() or not self._anybody_writes()
-            )  # asked before looking: what came until then is read
+            last = not self._may_write()  # asked before looking: what came until then is read
             if self._read_once():
                 idle = IDLE_SECONDS
             elif last and self._reader.pending() == 0:
@@ -158,13 +167,23 @@ class Pump:
             for subscriber in self._subscribers:
                 subscriber.on_round()
             self._tell_losses()
+            self._tell_damage()
 
     def _read_once(self) -> int:
         with self.lock:
-            batch = self._reader.read()
-            if len(batch) or self._due:
+            read = self._reader.read()
+            batch = self._without_impossible(read)
+            if len(read) or self._due:
                 self._hand_out(batch, self._reader.consumed - len(batch), time.monotonic_ns())
-            return len(batch)
+            return len(read)
+
+    def _without_impossible(self, batch: EventBatch) -> EventBatch:
+        """Without the events that no agent writes: nobody would know what to make of them."""
+        fine = possible(batch, self._memory.layout.threads_capacity)
+        if fine is None:
+            return batch
+        self._memory.damage.add("events", int(batch.size - fine.sum()))
+        return batch[fine]
 
     def _hand_out(self, batch: EventBatch, first: int, now_ns: int) -> None:
         """Cut where somebody wants to be called at a place in the ring that somebody else chose."""
@@ -197,6 +216,16 @@ class Pump:
             self._lost_told = lost
             for subscriber in self._subscribers:
                 subscriber.on_lost(lost)
+
+    def _tell_damage(self) -> None:
+        damage = self._memory.damage
+        if self._reader.broken and not self.deaf.is_set():
+            self.deaf.set()
+            while self._due:
+                self._due.popleft()[1]()
+        if damage.found and not self._damage_told:
+            self._damage_told = True
+            self._on_problem(str(damage) + (" The figures end here." if self._reader.broken else ""))
 
     def _conclude(self) -> None:
         for subscriber in self._subscribers:

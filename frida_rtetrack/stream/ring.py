@@ -14,28 +14,26 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from frida_rtetrack.options import MAX_FRAMES
+from frida_rtetrack.stream.damage import Damage
 from frida_rtetrack.stream.events import (
     EVENT_DTYPE,
-    HEADER_BYTES,
+    EXECS,
     HEADER_DTYPE,
+    LABEL_MAX_BYTES,
+    MAX_PROCESSES,
     MODULE_DTYPE,
-    SESSION_MAGIC,
-    SESSION_VERSION,
     STACK_RECORD_WORDS,
     THREAD_DTYPE,
     EventBatch,
     ExecState,
     StackEnd,
 )
+from frida_rtetrack.stream.layout import MIB, Layout
 
-MIB = 1 << 20
-STACK_TABLE_BYTES = 128 * MIB
-LABEL_TABLE_BYTES = 8 * MIB
-THREAD_TABLE_SLOTS = 1 << 16
-MODULE_TABLE_BYTES = 2 * MIB
 BATCH_EVENTS = 1 << 16
 """2 MiB: what was copied out of the ring is still in the caches when it is applied."""
-RELEASE_BYTES = 4 * MIB
+RELEASE_BYTES = 4 << 20
 HOLE_PATIENCE_S = 0.05
 
 
@@ -77,49 +75,29 @@ def ring_capacity(buffer_mib: int) -> int:
 
 
 class SessionMemory:
-    """The mapped session memory: header, ring and tables. Close it to give the memory back."""
+    """The mapped session memory: header, ring and tables. Close it to give the memory back.
 
-    def __init__(self, fd: int) -> None:
-        """Maps the session memory behind `fd` (which stays the caller's to close)."""
-        self._map = mmap.mmap(fd, os.fstat(fd).st_size)
+    The program writes it, so everything read here is data from outside: what cannot be is left out, and counted in
+    `damage`.
+    """
+
+    def __init__(self, fd: int, layout: Layout) -> None:
+        """Maps the session memory behind `fd` (which stays the caller's to close), laid out and sealed as `layout`."""
+        self.layout = layout
+        self.damage = Damage()
+        self._own = layout.fields()
+        self._map = mmap.mmap(fd, layout.total_bytes)
         self.header = np.ndarray((), HEADER_DTYPE, self._map)
-        header = self.header
-        self.ring = np.ndarray((int(header["ring_capacity"]),), EVENT_DTYPE, self._map, int(header["ring_offset"]))
-        self._stacks = np.ndarray((int(header["stacks_words"]),), "<u8", self._map, int(header["stacks_offset"]))
-        self._labels_offset = int(header["labels_offset"])
-        self._threads = np.ndarray(
-            (int(header["threads_capacity"]),), THREAD_DTYPE, self._map, int(header["threads_offset"])
-        )
-        self._modules_offset = int(header["modules_offset"])
+        self.ring = np.ndarray((layout.ring_capacity,), EVENT_DTYPE, self._map, layout.ring_offset)
+        self._stacks = np.ndarray((layout.stacks_words,), "<u8", self._map, layout.stacks_offset)
+        self._threads = np.ndarray((layout.threads_capacity,), THREAD_DTYPE, self._map, layout.threads_offset)
 
     @classmethod
     def create(cls, fd: int, buffer_mib: int) -> SessionMemory:
-        """Sizes the empty memfd `fd`, writes the header and maps it. Raises OSError where the kernel refuses."""
-        header = np.zeros((), HEADER_DTYPE)
-        header["magic"], header["version"], header["header_bytes"] = SESSION_MAGIC, SESSION_VERSION, HEADER_BYTES
-        header["ring_capacity"] = ring_capacity(buffer_mib)
-        header["stacks_words"] = STACK_TABLE_BYTES // 8
-        header["labels_bytes"] = LABEL_TABLE_BYTES
-        header["threads_capacity"] = THREAD_TABLE_SLOTS
-        header["modules_bytes"] = MODULE_TABLE_BYTES
-        at = HEADER_BYTES
-        for name, size in (
-            ("ring_offset", int(header["ring_capacity"]) * EVENT_DTYPE.itemsize),
-            ("stacks_offset", STACK_TABLE_BYTES),
-            ("labels_offset", LABEL_TABLE_BYTES),
-            ("threads_offset", THREAD_TABLE_SLOTS * THREAD_DTYPE.itemsize),
-            ("modules_offset", MODULE_TABLE_BYTES),
-        ):
-            header[name] = at
-            at += size
-        header["total_bytes"] = at
-        header["stacks_used"] = 1  # number 0 means "none" in the three tables that events refer to
-        header["labels_used"] = 8
-        header["threads_used"] = 1
-        header["heartbeat_ns"] = time.monotonic_ns()
-        os.ftruncate(fd, at)
-        os.pwrite(fd, header.tobytes(), 0)
-        return cls(fd)
+        """Sizes and seals the empty memfd `fd` (MFD_ALLOW_SEALING), writes the header and maps it. Raises OSError."""
+        layout = Layout.of(ring_capacity(buffer_mib))
+        layout.write(fd)
+        return cls(fd, layout)
 
     def close(self) -> None:
         """Drops the mapping. The arrays of this object must not be used afterwards."""
@@ -135,36 +113,53 @@ class SessionMemory:
 
     def release_ring(self, first: int, end: int) -> None:
         """Unmaps the pages of the slots `first` to `end` until they are read again; what is in them stays."""
-        offset, slot_bytes = int(self.header["ring_offset"]), EVENT_DTYPE.itemsize
+        offset, slot_bytes = self.layout.ring_offset, EVENT_DTYPE.itemsize
         self._map.madvise(mmap.MADV_DONTNEED, offset + first * slot_bytes, (end - first) * slot_bytes)
 
     def counter(self, name: str) -> int:
-        """The header's field `name`, as it is now."""
-        return int(self.header[name])
+        """The header's field `name`, as it is now; the layout's as the host made it."""
+        own = self._own.get(name)
+        return int(self.header[name]) if own is None else own
 
-    def stack(self, number: int) -> StackRecord:
-        """The stack that events call `number` (not 0)."""
-        word = int(self._stacks[number])
+    def stack(self, number: int) -> StackRecord | None:
+        """The stack that events call `number` (not 0); None where there is none that could be one."""
+        words = self.layout.stacks_words
+        word = int(self._stacks[number]) if 0 < number < words else 0xFFFF
+        frames, end, process = word & 0xFFFF, word >> 16 & 0xFF, word >> 24 & 0xFF
         first = number + STACK_RECORD_WORDS
-        addresses = tuple(int(address) for address in self._stacks[first : first + (word & 0xFFFF)])
-        return StackRecord(addresses, StackEnd(word >> 16 & 0xFF), word >> 24 & 0xFF, word >> 32)
+        if frames > MAX_FRAMES or first + frames > words or end > max(StackEnd) or process >= MAX_PROCESSES:
+            self.damage.add("stacks")
+            return None
+        addresses = tuple(self._stacks[first : first + frames].tolist())
+        return StackRecord(addresses, StackEnd(end), process, word >> 32)
 
     def label(self, number: int) -> bytes | None:
-        """The text of the label that events call `number`; None for 0, a NULL type."""
+        """The text of the label that events call `number`; None for 0, a NULL type, and where there is none."""
         if number == 0:
             return None
-        at = self._labels_offset + 8 * number
-        length = int.from_bytes(self._map[at : at + 2], "little")
-        return bytes(self._map[at + 2 : at + 2 + length])
+        text = 8 * number + 2
+        length, end = LABEL_MAX_BYTES + 1, self.layout.labels_bytes
+        if number > 0 and text <= end:
+            at = self.layout.labels_offset + text
+            length = int.from_bytes(self._map[at - 2 : at], "little")
+        if length > LABEL_MAX_BYTES or text + length > end:
+            self.damage.add("types")
+            return None
+        return bytes(self._map[at : at + length])
 
     def thread(self, number: int) -> ThreadRecord:
-        """The thread that events call `number`."""
-        slot = self._threads[number]
-        return ThreadRecord(int(slot["tid"]), bytes(slot["name"]).decode(errors="replace"), int(slot["process"]))
+        """The thread that events call `number`; without id and name where there is none that could be one."""
+        if 0 <= number < self.layout.threads_capacity:
+            slot = self._threads[number].copy()
+            if slot["process"] < MAX_PROCESSES:
+                name = bytes(slot["name"]).decode(errors="replace")
+                return ThreadRecord(int(slot["tid"]), name, int(slot["process"]))
+        self.damage.add("threads")
+        return ThreadRecord(0, "", MAX_PROCESSES)
 
     def processes_of_threads(self, numbers: NDArray[np.uint32]) -> NDArray[np.uint16]:
         """The processes (n,) of the threads (n,) that events name."""
-        processes: NDArray[np.uint16] = self._threads["process"].take(numbers)
+        processes: NDArray[np.uint16] = self._threads["process"].take(numbers, mode="clip")
         return processes
 
     def thread_of_stack(self, address: int, process: int) -> int | None:
@@ -176,16 +171,27 @@ class SessionMemory:
         return int(found[-1]) if found.size else None
 
     def pid(self, process: int) -> int:
-        """The pid of the process that stacks and threads call `process`."""
-        return int(self.header["processes"][process]["pid"])
+        """The pid that the process that stacks and threads call `process` says it has; 0: none."""
+        return int(self.header["processes"][process]["pid"]) if 0 <= process < MAX_PROCESSES else 0
+
+    def parent(self, process: int) -> int | None:
+        """The index of the process that, as it says, forked `process`; None if it is no forked child."""
+        parent = int(self.header["processes"][process]["reserved"]) if 0 <= process < MAX_PROCESSES else 0
+        if parent > MAX_PROCESSES:
+            self.damage.add("processes")
+        return parent - 1 if 0 < parent <= MAX_PROCESSES else None
 
     def parent_pid(self, process: int) -> int | None:
-        """The pid of the process that forked `process`; None if it is no forked child."""
-        parent = int(self.header["processes"][process]["reserved"])
-        return self.pid(parent - 1) if parent else None
+        """The pid of the process that, as it says, forked `process`; None if it is no forked child."""
+        parent = self.parent(process)
+        return None if parent is None else self.pid(parent)
+
+    def processes_used(self) -> int:
+        """How many entries the process table has."""
+        return min(self.counter("processes_used"), MAX_PROCESSES)
 
     def waiting_execs(self) -> list[tuple[int, int]]:
-        """(entry, pid) of each process that waits to execute a program and was not answered before."""
+        """(entry, pid) of each process that says it waits to execute a program, and was not answered before."""
         execs = self.header["execs"]
         waiting = np.flatnonzero(execs["state"] == ExecState.WAITING)
         execs["state"][waiting] = ExecState.SEEN
@@ -193,6 +199,8 @@ class SessionMemory:
 
     def let_exec_go(self, entry: int) -> None:
         """Lets the process of `entry` execute its program."""
+        if not 0 <= entry < EXECS:
+            raise IndexError(entry)
         self.header["execs"]["state"][entry] = ExecState.GO
 
     def appending_tids(self) -> Iterator[tuple[int, int]]:
@@ -202,15 +210,23 @@ class SessionMemory:
             yield int(slot["process"]), int(slot["tid"])
 
     def modules(self) -> list[ModuleRecord]:
-        """All modules recorded so far, unloaded ones included."""
+        """All modules recorded so far, unloaded ones included, up to the first record that cannot be one."""
         found = []
-        at, end = self._modules_offset, self._modules_offset + int(self.header["modules_bytes"])
+        at, end = self.layout.modules_offset, self.layout.modules_offset + self.layout.modules_bytes
         while at + MODULE_DTYPE.itemsize <= end:
-            record = np.frombuffer(self._map, MODULE_DTYPE, 1, at)[0]
-            if record["record_bytes"] == 0:
+            record = np.frombuffer(self._map, MODULE_DTYPE, 1, at)[0].copy()
+            record_bytes, path_bytes = int(record["record_bytes"]), int(record["path_bytes"])
+            if record_bytes == 0:
                 break
             path_at = at + MODULE_DTYPE.itemsize
-            path = bytes(self._map[path_at : path_at + int(record["path_bytes"])])
+            if (
+                path_at + path_bytes > at + record_bytes
+                or at + record_bytes > end
+                or record["process"] >= MAX_PROCESSES
+            ):
+                self.damage.add("modules")
+                break
+            path = bytes(self._map[path_at : path_at + path_bytes])
             found.append(
                 ModuleRecord(
                     os.fsdecode(path),
@@ -221,7 +237,7 @@ class SessionMemory:
                     int(record["unloaded_epoch"]),
                 )
             )
-            at += int(record["record_bytes"])
+            at += record_bytes
         return found
 
 
@@ -242,6 +258,9 @@ class RingReader:
         self._released = self._tail - self._tail % self._release_events
         self._stuck_since: float | None = None
         self.holes = 0
+        self.broken = False
+        """The ring's positions cannot be: nothing is read from it any more."""
+        self._dead_until = 0  # before this index nobody completes a slot any more
 
     @property
     def consumed(self) -> int:
@@ -249,22 +268,36 @@ class RingReader:
         return self._tail
 
     def pending(self) -> int:
-        """Events that were claimed and not yet taken out."""
-        return self._memory.counter("head") - self._tail
+        """Events that were claimed and not yet taken out; 0 once the ring is known to be damaged."""
+        if self.broken:
+            return 0
+        pending = self._memory.counter("head") - self._tail
+        if 0 <= pending <= self._capacity + self._memory.layout.threads_capacity:  # each thread may wait with a claim
+            return pending
+        self.broken = True
+        self._memory.damage.add("ring positions")
+        return 0
 
     def read(self, limit: int = BATCH_EVENTS) -> EventBatch:
         """The next events, at most `limit`, as a copy of dtype EVENT_DTYPE; empty if none is complete."""
         start = self._tail % self._capacity
-        count = min(self.pending(), limit, self._capacity - start)
+        pending = self.pending()
+        dead = self._dead_until - self._tail
+        count = min(pending, limit, self._capacity - start, dead if dead > 0 else pending)
         view = self._memory.ring[start : start + count]
         ready: NDArray[np.bool_] = view["commit"] == np.uint32((self._tail // self._capacity + 1) & 0xFFFF_FFFF)
-        if not ready.all():
-            count = int(ready.argmin())
-        batch = view[:count].copy()
+        if dead > 0:
+            batch = view[ready]
+            self.holes += count - batch.size
+        else:
+            count = count if ready.all() else int(ready.argmin())
+            batch = view[:count].copy()
         if count:
             self._advance(count)
-        elif self.pending() > 0:
-            self._pass_over_dead_hole()
+        else:
+            self._memory.header["tail"] = self._tail  # whatever somebody wrote there: who waits for room reads it
+            if pending > 0:
+                self._look_for_dead_holes(self._tail + pending)
         return batch
 
     def _advance(self, count: int) -> None:
@@ -281,7 +314,8 @@ class RingReader:
             slot = at % self._capacity
             self._memory.release_ring(slot, slot + self._release_events)
 
-    def _pass_over_dead_hole(self) -> None:
+    def _look_for_dead_holes(self, head: int) -> None:
+        """Whether what was claimed until `head` and is not complete will never be: nobody is at it any more."""
         now = time.monotonic()
         if self._stuck_since is None:
             self._stuck_since = now
@@ -289,8 +323,5 @@ class RingReader:
             return
         if any(self._alive(process, tid) for process, tid in self._memory.appending_tids()):
             self._stuck_since = now
-            return
-        slot = self._memory.ring[self._tail % self._capacity]
-        if slot["commit"] != np.uint32((self._tail // self._capacity + 1) & 0xFFFF_FFFF):
-            self.holes += 1
-            self._advance(1)
+        else:
+            self._dead_until = head

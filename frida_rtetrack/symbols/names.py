@@ -17,6 +17,10 @@ from frida_rtetrack.symbols.symbolizer import Frame, Module, ModuleMap, Symboliz
 BASELINE_LABEL = 0xFFFF_FFFF
 """Stands for the type of a block that was there before the tracking began: no event has it."""
 
+FRAMES_KEPT = 1 << 18
+TEXT_KEPT = 1 << 25
+"""Characters."""
+
 _WHY_CUT = {
     StackEnd.MAX_FRAMES: "more frames were not recorded (--max-frames)",
     StackEnd.NO_UNWIND_TABLE: "the code has no unwind table here (JIT?): the callers are not known",
@@ -48,8 +52,18 @@ class Thread:
 class Names:
     """Looks names up for one session. Safe to use from any thread."""
 
-    def __init__(self, memory: SessionMemory, thread_name: Callable[[int, int], str | None]) -> None:
-        """Names of what `memory` holds. `thread_name(pid, tid)`: what a thread is called now, None where it is gone."""
+    def __init__(
+        self,
+        memory: SessionMemory,
+        thread_name: Callable[[int, int], str | None],
+        pid_of: Callable[[int], int] | None = None,
+    ) -> None:
+        """Names of what `memory` holds. `thread_name(pid, tid)`: what a thread is called now, None where it is gone.
+
+        `pid_of(process)`: the pid of the process that threads and stacks call so, 0 where it is not known; without it,
+        the memory is believed.
+        """
+        self._pid_of = pid_of or memory.pid
         self._memory = memory
         self._thread_name = thread_name
         self._modules = ModuleMap()
@@ -58,6 +72,8 @@ class Names:
         self._epochs_read = -1
         self._stacks: dict[int, Stack] = {}
         self._dump_texts: dict[int, str] = {}
+        self._frames_kept = 0
+        self._dump_text_length = 0
         self._lock = threading.RLock()
 
     def label(self, number: int) -> bytes | None:
@@ -76,7 +92,7 @@ class Names:
         """The thread with the name that it has now, or had at its first event if it is gone."""
         with self._lock:
             record = self._memory.thread(number)
-            pid = self._memory.pid(record.process)
+            pid = self._pid_of(record.process)
         return Thread(pid, record.tid, self._thread_name(pid, record.tid) or record.name)
 
     def thread_of_stack(self, address: int, process: int = 0) -> Thread | None:
@@ -105,15 +121,19 @@ class Names:
             known = self._stacks.get(number)
             if known is None:
                 record = self._memory.stack(number)
+                if record is None:
+                    return None
                 self._refresh_modules(record)
                 frames = self._symbolizer(record.process).resolve(record.process, record.epoch, record.addresses)
-                known = self._stacks[number] = Stack(tuple(frames), _WHY_CUT.get(record.end))
+                known = Stack(tuple(frames), _WHY_CUT.get(record.end))
+                self._remember(number, known)
             return known
 
     def addresses(self, number: int) -> tuple[int, ...]:
         """The stack's return addresses, innermost first; empty for number 0."""
         with self._lock:
-            return self._memory.stack(number).addresses if number else ()
+            record = self._memory.stack(number) if number else None
+            return () if record is None else record.addresses
 
     def stack_text(self, number: int) -> str:
         """The stack as the dump file shows it: frames that are really there, separated by spaces; `<NA>` for 0."""
@@ -124,13 +144,25 @@ class Names:
             text = self._dump_texts.get(number)
             if text is None:
                 text = " ".join(format_frame(frame) for frame in stack.frames if not frame.inlined)
+                self._dump_text_length += len(text)
+                if self._dump_text_length > TEXT_KEPT:
+                    self._dump_texts.clear()
+                    self._dump_text_length = len(text)
                 self._dump_texts[number] = text
             return text
+
+    def _remember(self, number: int, stack: Stack) -> None:
+        """A program of many stacks, or one that makes them up, has the oldest looked up again instead of ever more kept."""
+        self._frames_kept += len(stack.frames)
+        if self._frames_kept > FRAMES_KEPT:
+            self._stacks.clear()
+            self._frames_kept = len(stack.frames)
+        self._stacks[number] = stack
 
     def _symbolizer(self, process: int) -> Symbolizer:
         """For the files as that process sees them: it may be in a container."""
         if process not in self._symbolizers:
-            self._symbolizers[process] = Symbolizer(self._modules, root=f"/proc/{self._memory.pid(process)}/root")
+            self._symbolizers[process] = Symbolizer(self._modules, root=f"/proc/{self._pid_of(process)}/root")
         return self._symbolizers[process]
 
     def _refresh_modules(self, record: StackRecord) -> None:
@@ -139,9 +171,7 @@ class Names:
             return
         self._modules_read = used
         self._epochs_read = max(self._epochs_read, record.epoch)
-        for module in self._memory.modules():
-            self._modules.add(
-                Module(
-                    module.path, module.base, module.size, module.process, module.loaded_epoch, module.unloaded_epoch
-                )
-            )
+        self._modules.add_all(
+            Module(each.path, each.base, each.size, each.process, each.loaded_epoch, each.unloaded_epoch)
+            for each in self._memory.modules()
+        )

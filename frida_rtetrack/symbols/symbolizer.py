@@ -17,7 +17,7 @@ import stat
 import threading
 import weakref
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from frida_rtetrack.symbols.demangle import demangle
 from frida_rtetrack.symbols.elf import ElfError, ElfFile, Function, FunctionTable
 
 DEBUG_DIRECTORIES = ("/usr/lib/debug",)
+ADDRESSES_KEPT = 1 << 18
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 _CLONE_SUFFIXES = re.compile(r"(?:\.(?:cold|constprop|isra|part|lto_priv|localalias|llvm)(?:\.[0-9A-F]+)*)+\Z")
@@ -94,6 +95,17 @@ class ModuleMap:
             max(longest, module.size),
         )
 
+    def add_all(self, modules: Iterable[Module]) -> None:
+        """Adds these modules, as `add` does each."""
+        new: dict[int, dict[tuple[int, int], Module]] = {}
+        for module in modules:
+            new.setdefault(module.process, {})[module.base, module.loaded_epoch] = module
+        for process, added in new.items():
+            keys, known, longest = self._processes.get(process, ([], [], 0))
+            merged = dict(sorted((dict(zip(keys, known, strict=True)) | added).items(), key=lambda item: item[0]))
+            longest = max(longest, *(module.size for module in added.values()))
+            self._processes[process] = (list(merged), list(merged.values()), longest)
+
     def unload(self, process: int, base: int, epoch: int) -> None:
         """From `epoch` on, the newest module at `base` of that process is gone. Unknown ones are ignored."""
         keys, modules, _ = self._processes.get(process, ([], [], 0))
@@ -148,6 +160,8 @@ class Symbolizer:
             known = self._frames.get((module, address))
             if known is None:
                 with self._lock:
+                    if len(self._frames) >= ADDRESSES_KEPT:
+                        self._frames.clear()
                     known = self._frames[module, address] = self._resolve_in(module, address)
             frames.extend(known)
         return frames

@@ -15,13 +15,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from frida_rtetrack.errors import LibraryNotFound, NoDpdk, NotLive, RtetrackError, TargetEnded
+from frida_rtetrack.errors import AgentFailed, LibraryNotFound, NoDpdk, NotLive, RtetrackError, TargetEnded
 from frida_rtetrack.options import Options
 from frida_rtetrack.stream.events import SIZE_BITS, EventBatch, threads
 from frida_rtetrack.stream.ring import SessionMemory
 from frida_rtetrack.target import process
 from frida_rtetrack.target.agentoptions import agent_options, chosen_engine
 from frida_rtetrack.target.engine import start_agent
+from frida_rtetrack.target.kinship import Kinship
 from frida_rtetrack.target.offspring import Offspring
 from frida_rtetrack.target.offspring import Told as ToldOfOffspring
 from frida_rtetrack.target.target import Ending, Target
@@ -69,9 +70,20 @@ class TargetGroup:
         """Makes the session memory in the first target, which has the agent then, but nothing hooked."""
         target.load(self._on_agent_message, self._on_frida_detached)
         in_target = target.call("create_session", process.SESSION_NAME)
-        self._memory_fd = os.open(f"/proc/{target.pid}/fd/{in_target}", os.O_RDWR | os.O_CLOEXEC)
-        self.memory = SessionMemory.create(self._memory_fd, self._options.buffer_mib)
-        self.offspring = Offspring(self.memory, join=self._join_executed, told=self._told, wake=self._wake)
+        try:
+            self._memory_fd = os.open(f"/proc/{target.pid}/fd/{int(in_target)}", os.O_RDWR | os.O_CLOEXEC)
+            self.memory = SessionMemory.create(self._memory_fd, self._options.buffer_mib)
+        except OSError as error:
+            raise AgentFailed(
+                f"The session memory of process {target.pid} cannot be used: {error.strerror}."
+            ) from error
+        self.offspring = Offspring(
+            self.memory,
+            is_ours=Kinship(self._memory_fd, self._known_pids).is_ours,
+            join=self._join_executed,
+            told=self._told,
+            wake=self._wake,
+        )
         self.targets.append(target)
         self._first_fd = in_target
 
@@ -200,7 +212,17 @@ class TargetGroup:
 
     def thread_alive(self, number: int, tid: int) -> bool:
         """Whether thread `tid` of the process with index `number` exists."""
-        return process.thread_exists(self.memory.pid(number), tid)
+        return process.thread_exists(self.pid_of(number), tid)
+
+    def pid_of(self, number: int) -> int:
+        """The pid of the process with this index, as far as it is known from elsewhere than its own word; else 0."""
+        for target in self.targets:
+            if target.number == number:
+                return target.pid
+        return self.offspring.pid(number)
+
+    def _known_pids(self) -> list[int]:
+        return [target.pid for target in self.targets]
 
     def _may_still_start(self) -> bool:
         """Whether a launcher left processes behind that may execute the program with DPDK yet (--follow-fork)."""

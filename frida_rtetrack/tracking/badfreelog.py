@@ -52,15 +52,16 @@ class BadFreeLog:
 
     def add(self, found: Sequence[BadFree], around: Sequence[Circumstances], others: tuple[int, ...] = ()) -> None:
         """Takes bad frees (n,) and what was known around each (n,). `others`: processes that share the heap, untracked."""
+        room = max(BAD_FREES_KEPT - self.found, 0)
         self.found += len(found)
-        self._later("bad_frees", lambda: self._explain(found, around, others))
+        self.not_kept += max(len(found) - room, 0)
+        kept = found[:room]
+        if kept:
+            self._later("bad_frees", lambda: self._explain(kept, around[:room], others))
 
     def _explain(self, found: Sequence[BadFree], around: Sequence[Circumstances], others: tuple[int, ...]) -> None:
         self._processes.refresh_spaces()
         for each, circumstances in zip(found, around, strict=True):
-            if len(self.reports) >= BAD_FREES_KEPT:
-                self.not_kept += 1
-                continue
             target = self._processes.of_thread(each.thread) or self._processes.first
             circumstances = replace(circumstances, others=others)
             report = badfree.explain(len(self.reports) + 1, each, circumstances, self._names, target)

@@ -17,6 +17,9 @@ from frida_rtetrack.target.target import Target
 from frida_rtetrack.tracking.map import BadFree, BadFreeKind, TrackingMap
 
 UNTIL_FURTHER_NOTICE = 1 << 63
+CALLS_KEPT = 1000
+REGIONS_KEPT = 1024
+"""DPDK itself has RTE_MAX_MEMSEG_LISTS, 128; whoever writes more of either into the stream is not DPDK."""
 
 
 class Processes(Protocol):
@@ -54,13 +57,15 @@ class EalLife(Subscriber):
         target = self._processes.of_event(mark)
         if target is None:
             return
-        if kind is Mark.EAL_INIT_STARTED:
+        if kind is Mark.EAL_INIT_STARTED and len(self.init_ranges) < CALLS_KEPT:
             self.init_ranges.append((self._tracking.events, UNTIL_FURTHER_NOTICE))
         elif kind is Mark.EAL_INIT_ENDED and self.init_ranges:
             self.init_ranges[-1] = (self.init_ranges[-1][0], self._tracking.events)
             self._later("refresh", target.space.refresh)
         elif kind is Mark.HEAP_REGION:
-            target.space.heap_regions.append(HeapRegion(int(mark["address"]), argument, int(mark["socket"])))
+            region = HeapRegion(int(mark["address"]), argument, int(mark["socket"]))
+            if region not in target.space.heap_regions and len(target.space.heap_regions) < REGIONS_KEPT:
+                target.space.heap_regions.append(region)
         elif kind is Mark.EAL_CLEANUP_STARTED:
             if not any(other.is_tracked and not other.cleaned_up for other in self._others(target)):
                 self.at_cleanup = self._tracking.live()

@@ -20,6 +20,8 @@ from frida_rtetrack.tracking.map import TrackingMap
 
 BASELINE_SETTLE_SECONDS = 0.05
 SNAPSHOT_HEAP_IS_GONE = -2
+ARRIVAL_SECONDS = 60.0
+"""For what is in the ring already when the agent has answered: far more than a busy machine needs."""
 VERIFY_ROUNDS = 5
 VERIFY_PAUSE_SECONDS = 0.02
 
@@ -35,12 +37,13 @@ class HeapView(Subscriber):
         is_ours: Callable[[np.void], bool],
         lock: threading.RLock,
         ended: threading.Event,
+        deaf: threading.Event,
         later: Callable[[str, Callable[[], None]], None],
         on_problem: Callable[[str], None],
     ) -> None:
         """`ask("snapshot", number)` has an agent put a snapshot into the stream; it raises RtetrackError.
 
-        `is_ours(mark)`: whether a target wrote it, not a forked child. `lock`, `ended`: the pump's. `later(what, task)`
+        `is_ours(mark)`: whether a target wrote it, not a forked child. `lock`, `ended`, `deaf`: the pump's. `later(what, task)`
         has a task run where it may wait. `on_problem` is told of a loss, and of what could not be healed.
         """
         self.verified: HeapDifference | None = None
@@ -52,6 +55,7 @@ class HeapView(Subscriber):
         self._is_ours = is_ours
         self._lock = lock
         self._ended = ended
+        self._deaf = deaf
         self._later = later
         self._on_problem = on_problem
         self._arriving: HeapSnapshot | None = None
@@ -125,9 +129,12 @@ class HeapView(Subscriber):
                     raise NotLive("The program has called rte_eal_cleanup: DPDK's heap is gone.")
                 if blocks < 0:
                     raise AgentFailed("The agent could not get memory for a snapshot of DPDK's heap.")
+                deadline = time.monotonic() + ARRIVAL_SECONDS
                 while not snapshot.ended.wait(0.05):
                     if self._ended.is_set() and not snapshot.ended.is_set():
                         raise NotLive("The program ended while its heap was being read.")
+                    if self._deaf.is_set() or time.monotonic() > deadline:
+                        raise NotLive("What DPDK's heap holds did not arrive: the program's session memory is damaged.")
                 return snapshot.difference
             finally:
                 del self._awaited[number]
@@ -150,7 +157,7 @@ class HeapView(Subscriber):
         if not self._is_ours(mark):
             return
         if kind is Mark.BASELINE_STARTED:
-            self._arriving = self._awaited.setdefault(argument, HeapSnapshot(inserts=False))
+            self._arriving = self._awaited.get(argument) or HeapSnapshot(inserts=False)
             self._arriving.started_sequence = self._tracking.events
         elif kind is Mark.HEAP_SNAPSHOT and self._arriving is not None and self._arriving.live is None:
             self._arriving.live = self._tracking.live_set()

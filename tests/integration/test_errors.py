@@ -173,7 +173,7 @@ def test_a_summary_that_cannot_be_written_is_told_before_anything_is_started(
 def test_version_and_help(runner: Runner) -> None:
     command = [sys.executable, "-m", "frida_rtetrack"]
     version = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60)
-    assert re.fullmatch(r"rtetrack-frida \d+\.\d+\S*\n", version.stdout)
+    assert re.fullmatch(r"rtetrack-frida \d+\.\d+\S*, engine: native \((\w+ \d+\.\d+ -O2|TinyCC)\)\n", version.stdout)
     for words in (["--help"], ["spawn", "--help"], ["attach", "--help"]):
         assert subprocess.run([*command, *words], capture_output=True, timeout=60).returncode == 0
     assert subprocess.run([*command, "spawn", "--no-such-option", "x"], capture_output=True, timeout=60).returncode == 2

@@ -82,7 +82,7 @@ def test_python_and_c_agree_on_every_size_offset_and_constant(session_check: Pat
 def test_every_event_of_every_thread_arrives_once_and_in_its_order(
     session_check: Path, threads: int, count: int
 ) -> None:
-    fd = os.memfd_create("session")
+    fd = os.memfd_create("session", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     memory = SessionMemory.create(fd, 1)  # a ring of 32,768 events: the writers have to wait
     reader = RingReader(memory, lambda process, tid: True)
     writer = subprocess.Popen([session_check, "append", str(fd), str(threads), str(count)], pass_fds=[fd])
@@ -122,7 +122,7 @@ def test_every_event_of_every_thread_arrives_once_and_in_its_order(
 
 
 def test_a_ring_that_nobody_reads_drops_and_counts_and_lets_the_program_go_on(session_check: Path) -> None:
-    fd = os.memfd_create("session")
+    fd = os.memfd_create("session", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     memory = SessionMemory.create(fd, 1)
     memory.header["heartbeat_ns"] = 1  # the host was last alive a long time ago
     done = subprocess.run(
@@ -136,7 +136,7 @@ def test_a_ring_that_nobody_reads_drops_and_counts_and_lets_the_program_go_on(se
 @settings(max_examples=60, deadline=None)
 @given(steps=st.lists(st.tuples(st.sampled_from(["write", "hole", "read"]), st.integers(1, 3000)), max_size=30))
 def test_reader_takes_what_is_complete_and_passes_over_dead_holes_only(steps: list[tuple[str, int]]) -> None:
-    fd = os.memfd_create("session")
+    fd = os.memfd_create("session", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     memory = SessionMemory.create(fd, 1)
     reader = RingReader(memory, lambda process, tid: False)
     capacity, head, written, taken, holes = len(memory.ring), 0, [], [], 0
@@ -165,7 +165,7 @@ def test_reader_takes_what_is_complete_and_passes_over_dead_holes_only(steps: li
 
 
 def test_a_hole_of_a_living_thread_is_waited_for() -> None:
-    fd = os.memfd_create("session")
+    fd = os.memfd_create("session", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     memory = SessionMemory.create(fd, 1)
     reader = RingReader(memory, lambda process, tid: True)
     memory._threads[1] = (99, 0, 0, b"writer", 1, 1, 0, 0, 0, 0, 0)

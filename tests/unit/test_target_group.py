@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -17,7 +18,9 @@ from written import WrittenSession, allocated, wait_until
 from frida_rtetrack.errors import BadUsage, LibraryNotFound, NoDpdk, NotLive, RtetrackError, TargetEnded
 from frida_rtetrack.options import Options
 from frida_rtetrack.stream.events import ExecState
+from frida_rtetrack.target import kinship
 from frida_rtetrack.target.group import TargetGroup
+from frida_rtetrack.target.kinship import Kinship
 from frida_rtetrack.target.offspring import Offspring
 from frida_rtetrack.target.target import Target
 
@@ -48,7 +51,7 @@ class StandIn:
     def call(self, method: str, *arguments: object) -> object:
         self.calls.append((method, *arguments))
         if method == "create_session":
-            return os.memfd_create("session")
+            return os.memfd_create("session", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         if method == "join_session":
             return os.open(str(arguments[0]), os.O_RDWR)
         if method == "start":
@@ -266,7 +269,9 @@ def session() -> Iterator[WrittenSession]:
 
 def test_a_forked_child_is_told_of_once_and_may_write_until_it_ends(session: WrittenSession) -> None:
     told, joined = Told(), list[int]()
-    offspring = Offspring(session.memory, join=joined.append, told=told, wake=threading.Event())
+    offspring = Offspring(
+        session.memory, is_ours=lambda pid: True, join=joined.append, told=told, wake=threading.Event()
+    )
     offspring.on_round()
     assert (told.lines, offspring.may_write()) == ([], False)
     child = subprocess.Popen(["sleep", "60"])
@@ -286,7 +291,9 @@ def test_a_forked_child_is_told_of_once_and_may_write_until_it_ends(session: Wri
 
 def test_a_child_that_has_ended_already_is_told_of_and_not_waited_for(session: WrittenSession) -> None:
     told = Told()
-    offspring = Offspring(session.memory, join=lambda pid: None, told=told, wake=threading.Event())
+    offspring = Offspring(
+        session.memory, is_ours=lambda pid: True, join=lambda pid: None, told=told, wake=threading.Event()
+    )
     session.set_process(1, NO_SUCH_PID, parent=0)
     offspring.on_round()
     assert len(told.lines) == 1
@@ -295,7 +302,7 @@ def test_a_child_that_has_ended_already_is_told_of_and_not_waited_for(session: W
 
 def test_an_exec_that_cannot_be_followed_is_told_and_not_waited_for(session: WrittenSession) -> None:
     told, wake = Told(), threading.Event()
-    offspring = Offspring(session.memory, join=lambda pid: None, told=told, wake=wake)
+    offspring = Offspring(session.memory, is_ours=lambda pid: True, join=lambda pid: None, told=told, wake=wake)
     session.memory.header["execs"][3] = (NO_SUCH_PID, ExecState.WAITING)
     offspring.on_round()
     wait_until(wake.is_set)
@@ -304,3 +311,61 @@ def test_an_exec_that_cannot_be_followed_is_told_and_not_waited_for(session: Wri
     offspring.on_round()
     offspring.join_threads(5)
     assert len(told.lines) == 1
+
+
+def test_a_stranger_that_the_session_memory_names_is_not_touched(session: WrittenSession) -> None:
+    """It runs, but does not have the session memory: nothing is done to it, and it is not waited for."""
+    told, joined = Told(), list[int]()
+    kin = Kinship(session.fd, lambda: [os.getpid()])
+    offspring = Offspring(session.memory, is_ours=kin.is_ours, join=joined.append, told=told, wake=threading.Event())
+    stranger = subprocess.Popen(["sleep", "60"])
+    try:
+        session.set_process(1, stranger.pid, parent=0)
+        for entry, pid in enumerate((stranger.pid, 1, os.getpid(), 0, 0xFFFF_FFFF)):
+            session.memory.header["execs"][entry] = (pid, ExecState.WAITING)
+        session.memory.header["processes_used"] = (1 << 64) - 1
+        for _ in range(3):
+            offspring.on_round()
+        offspring.join_threads(5)
+        assert not offspring.may_write()
+        assert told.lines == [
+            f"The program that process {stranger.pid} executes is not followed: it is none of the tracked ones."
+        ]
+        assert joined == []
+        assert offspring.pid(1) == 0
+        status = Path(f"/proc/{stranger.pid}/status").read_text()
+        assert "TracerPid:\t0\n" in status
+        assert "Seized" not in status
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_a_forked_child_that_has_the_session_memory_is_ours_unless_it_may_do_more(session: WrittenSession) -> None:
+    ready, told = os.pipe()
+    child = os.fork()
+    if child == 0:  # it has what this process has mapped
+        os.write(told, b"1")
+        signal.pause()
+        os._exit(0)
+    try:
+        os.read(ready, 1)
+        assert Kinship(session.fd, lambda: [os.getpid()]).is_ours(child)
+        other = os.memfd_create("session")
+        assert not Kinship(other, lambda: [os.getpid()]).is_ours(child)
+        os.close(other)
+        assert not Kinship(session.fd, list).is_ours(child), "nobody is tracked that it could be of"
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(ready)
+        os.close(told)
+
+
+def test_who_is_no_superuser_has_no_child_of_another_user() -> None:
+    user, root, other = (("7",) * 4, ("8",) * 4), (("0",) * 4, ("0",) * 4), (("9",) * 4, ("8",) * 4)
+    assert kinship._may_become(user, user)
+    assert kinship._may_become(root, user), "a daemon that gives its rights up"
+    assert not kinship._may_become(user, root)
+    assert not kinship._may_become(user, other)
+    assert not kinship._may_become((("7", "0", "0", "0"), ("8",) * 4), root)

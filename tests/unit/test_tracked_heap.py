@@ -69,6 +69,9 @@ class Processes:
     def anybody_writes(self) -> bool:
         return self.writing
 
+    def pid_of(self, number: int) -> int:
+        return self.memory.pid(number)
+
     def of_thread(self, number: int) -> Any:
         process = self.memory.thread(number).process
         return next((target for target in self.targets if target.number == process), None)
@@ -387,3 +390,34 @@ def test_an_observer_that_raises_does_not_end_the_tracking(rig: Rig) -> None:
     rig.told.reports = []
     rig.write(freed(B))
     assert [report.address for report in rig.told.reports] == [B]
+
+
+# ---- a program that lies
+
+
+def test_a_snapshot_that_cannot_arrive_any_more_is_not_waited_for(rig: Rig) -> None:
+    rig.write(allocated(A))
+    rig.processes.answer = lambda number: 1
+    rig.written.memory.header["head"] = 1 << 50
+    started = time.monotonic()
+    with pytest.raises(NotLive, match="damaged"):
+        rig.heap.view.verify()
+    assert time.monotonic() - started < 5
+    assert rig.live() == {A}
+
+
+def test_what_is_written_again_and_again_is_not_kept_again_and_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dumper, "WAITING_AT_MOST", 3)
+    started = threading.Event()
+    rig.work.put("hold", lambda: started.wait(PATIENCE_SECONDS) and None)
+    for number in range(1, 300):
+        rig.written.write(
+            *(mark(Mark.BASELINE_STARTED, 1000 + number), mark(Mark.EAL_INIT_STARTED), mark(Mark.SIGNAL)),
+            *(mark(Mark.HEAP_REGION, number << 21, address=A), mark(Mark.HEAP_REGION, 1 << 21, address=B)) * 6,
+        )
+    rig.session.pump.sync(time.monotonic() + PATIENCE_SECONDS)
+    started.set()
+    rig.sync()
+    assert rig.heap.view._awaited == {}
+    assert len(rig.processes.targets[0].space.heap_regions) == 300
+    assert len(rig.told.dumps) == 3

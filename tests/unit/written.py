@@ -45,7 +45,7 @@ class WrittenSession:
     """The memory, with thread 1 in process 0 and thread 2 in process 1. `close` it."""
 
     def __init__(self) -> None:
-        self.fd = os.memfd_create("session")
+        self.fd = os.memfd_create("session", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self.memory = SessionMemory.create(self.fd, 1)
         self._lock = threading.Lock()
         self.set_thread(1, 0)

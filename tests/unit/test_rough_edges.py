@@ -1,0 +1,89 @@
+"""What a program or a user may write that must not command the terminal, or end the session."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from frida_rtetrack.commands.prompt import Prompt
+from frida_rtetrack.errors import BadUsage
+from frida_rtetrack.host import Host
+from frida_rtetrack.options import Options
+from frida_rtetrack.reporters import json_file, text
+from frida_rtetrack.reporters.console import ConsoleReporter
+
+
+def test_what_commands_a_terminal_is_shown_and_the_rest_is_left_as_it_is() -> None:
+    assert text.visible("a\x1b[2J\x07\r\n\x9b\x7f\u202e\u2066z") == r"a\x1b[2J\x07\x0d\x0a\x9b\x7f\u202e\u2066z"
+    assert text.visible("Gr\u00f6\u00dfe \u4e2d\u6587 <x>") == "Gr\u00f6\u00dfe \u4e2d\u6587 <x>"
+
+
+def test_the_console_says_nothing_that_commands_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    ConsoleReporter().problem("\x1b]0;owned\x07")
+    assert capsys.readouterr().err == "rtetrack-frida: \\x1b]0;owned\\x07\n"
+
+
+def test_what_makes_no_sense_is_bad_usage() -> None:
+    host = Host(Options())
+    for ask in (
+        lambda: host.find(-1),
+        lambda: host.find(1 << 64),
+        lambda: host.top(-1),
+        lambda: host.top(3, "names"),
+        lambda: Host.spawn([]),
+    ):
+        with pytest.raises(BadUsage):
+            ask()
+
+
+def test_nothing_that_is_typed_ends_the_prompt() -> None:
+    def broken() -> None:
+        raise KeyError("a bug")
+
+    host = SimpleNamespace(find=Host(Options()).find, stats=broken)
+    prompt = Prompt(cast(Any, host), cast(Any, None), None, spawned=False, on_interrupt=lambda: None)
+    prompt._screen = screen = io.StringIO()
+    for line in ("show -5", "show 0x1ffffffffffffffffffff", "stats"):
+        prompt.execute(line)
+    assert screen.getvalue().splitlines() == [
+        "-0x5 is no address. An address has 64 bits.",
+        "0x1ffffffffffffffffffff is no address. An address has 64 bits.",
+        "stats failed: KeyError('a bug'). Please report this.",
+    ]
+
+
+def _document(content: object) -> Any:
+    return SimpleNamespace(as_json=lambda: content)
+
+
+def test_the_summary_replaces_a_link_and_is_for_its_owner_alone(tmp_path: Path) -> None:
+    precious, link = tmp_path / "precious", tmp_path / "summary.json"
+    precious.write_text("precious")
+    link.symlink_to(precious)
+    json_file.write(link, _document({"type": "\x1b[2J"}))
+    assert precious.read_text() == "precious"
+    assert not link.is_symlink()
+    assert link.stat().st_mode & 0o777 == 0o600
+    assert "\\u001b[2J" in link.read_text()
+    assert "\x1b" not in link.read_text()
+
+
+def test_a_summary_that_cannot_be_written_leaves_the_old_one_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "summary.json"
+    path.write_text("old")
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        json_file.write(path, _document({}))
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["summary.json"]
