@@ -28,6 +28,9 @@ class BadModule(Exception):
     """What is mapped there is not what it seems to be."""
 
 
+MOST_READ_BYTES = 1 << 28
+
+
 class Memory:
     """Another process's memory. Reads that fail raise OSError."""
 
@@ -37,13 +40,15 @@ class Memory:
 
     def read(self, address: int, size: int) -> bytes:
         """Exactly `size` bytes at `address`."""
-        data = os.pread(self._fd, size, address) if address < 1 << 63 else b""
+        data = self.read_some(address, size)
         if len(data) != size:
             raise OSError(14, f"{size} bytes at {address:#x} cannot be read")
         return data
 
     def read_some(self, address: int, size: int) -> bytes:
         """Up to `size` bytes at `address`."""
+        if not 0 <= size <= MOST_READ_BYTES:  # a module's own tables say how large they are
+            raise OSError(14, f"{size} bytes at {address:#x} are no table")
         return os.pread(self._fd, size, address) if address < 1 << 63 else b""
 
     def write(self, address: int, data: bytes) -> None:
@@ -136,7 +141,7 @@ class Module:
         """(name, address of the word through which this module calls it), of the functions `names`."""
         try:
             return self._find_imports([name.encode() for name in names])
-        except (OSError, struct.error, KeyError):
+        except (OSError, struct.error, KeyError, ValueError):
             return []
 
     def _find_imports(self, names: list[bytes]) -> list[tuple[str, int]]:
