@@ -136,7 +136,7 @@ rpc.exports = {
 
 def unwinder_source() -> str:
     """unwind.c as one text, as CModule takes only one."""
-    return native_source("unwind.c")
+    return "#define RTETRACK_TARGET\n" + native_source("unwind.c")
 
 
 @pytest.fixture(params=["-O2", "-O0"])
