@@ -102,7 +102,7 @@ int main(int argc, char **argv) {
     header->labels_offset = 128 << 20; header->labels_bytes = 1 << 20;
     header->threads_offset = 160 << 20; header->threads_capacity = 1 << 16;
     header->modules_offset = 192 << 20; header->modules_bytes = 1 << 20;
-    header->stacks_used = header->threads_used = 1; header->labels_used = 8;
+    header->stacks_used = header->threads_used = 1; header->labels_used = 8; header->clock_source = CLOCK_TSC;
     header->tail = 1ULL << 60; /* room for ever: nobody reads */
     size = get("agent_tables_bytes");
     tables = mmap(NULL, size(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -20,7 +20,7 @@ from frida_rtetrack.observer import Observer, QueuedObserver
 from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_FRAMES, Options
 from frida_rtetrack.reports import summary
 from frida_rtetrack.reports.stats import Stats
-from frida_rtetrack.reports.summary import CallSite, Summary
+from frida_rtetrack.reports.summary import CallSite, Start, Summary
 from frida_rtetrack.session import Session, put_together
 from frida_rtetrack.stream.work import WorkQueue
 from frida_rtetrack.symbols import dpdk
@@ -66,6 +66,7 @@ class Host:
         self._told = QueuedObserver(self.observer, self._work.put)
         self._group = TargetGroup(options, symbols_of=dpdk.symbols_of, told=self._told, wake=self._wake)
         self._session: Session
+        self._start: Start
 
     # ---- beginning ----
 
@@ -151,6 +152,7 @@ class Host:
 
     def _begin(self, target: Target) -> None:
         """Makes the session in the first target, and begins to read before anything is written."""
+        self._start = Start.now()
         self._group.open_session(target)
         self._session = put_together(
             self._group,
@@ -349,6 +351,7 @@ class Host:
             return summary.summarize(
                 self._session.heap,
                 self._session.names,
+                start=self._start,
                 version=VERSION,
                 engine=self.engine,
                 compiler=self.compiler,

@@ -49,6 +49,8 @@ struct WHOLE_PAGES agent {
     struct event *ring;
     uint64_t ring_mask, ring_capacity;
     uint32_t ring_shift;
+    uint32_t clock_is_counter; /* ticks are tick_counter()'s, else monotonic_ns()'s */
+    volatile uint64_t clock_noted; /* units of 2^EVENT_TIME_SHIFT ticks: when MARK_CLOCK was appended last */
     tls_key_t thread_key;
     uint64_t thread_value, thread_value_sequence; /* see find_thread_value */
     uint64_t *stacks;

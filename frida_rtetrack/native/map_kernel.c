@@ -13,7 +13,7 @@
  */
 #include "session.h"
 
-#define MAP_KERNEL_VERSION 1
+#define MAP_KERNEL_VERSION 2
 #define HASH_MULTIPLIER 0x9e3779b97f4a7c15ULL /* as blocktable.py */
 #define NO_ROW UINT64_MAX
 #define THREADS (1u << (64 - EVENT_SIZE_BITS))
@@ -69,7 +69,7 @@ struct run { /* kernel.Run */
     uint16_t *resize_of;    /* by thread (THREADS of them): its resize + 1, 0 for none, or WITH_THE_RULES */
     uint64_t open;
     uint64_t sequence; /* number of the first event */
-    int64_t timestamp_ns;
+    const int64_t *times_ns; /* when they happened, one an event */
     uint64_t baseline_sequence; /* of the last MARK_BASELINE_STARTED */
     uint64_t complete;          /* the free of an unknown address is a bad one */
     uint64_t stop;
@@ -119,12 +119,12 @@ static inline void set_resizes(const struct table *table, uint64_t row, uint32_t
     table->resizes[row].count = count;
 }
 
-static inline void put(const struct table *table, uint64_t at, const struct event *event, uint64_t sequence, int64_t timestamp_ns, uint8_t origin) {
+static inline void put(const struct table *table, uint64_t at, const struct event *event, uint64_t sequence, int64_t time_ns, uint8_t origin) {
     struct row *row = &table->rows[at];
     set_resizes(table, at, 0, 0);
     row->size_bytes = size_of(event);
     row->sequence = sequence;
-    row->allocated_at_ns = timestamp_ns;
+    row->allocated_at_ns = time_ns;
     row->stack = event->stack;
     row->label = event->label;
     row->thread = (uint16_t) thread_of(event);
@@ -134,11 +134,11 @@ static inline void put(const struct table *table, uint64_t at, const struct even
     row->live = 1;
 }
 
-static inline void put_freed(const struct table *table, uint64_t at, const struct event *event, uint64_t sequence, int64_t timestamp_ns) {
+static inline void put_freed(const struct table *table, uint64_t at, const struct event *event, uint64_t sequence, int64_t time_ns) {
     struct row_free *freed = &table->frees[at];
     table->rows[at].live = 0;
     freed->sequence = sequence;
-    freed->freed_at_ns = timestamp_ns;
+    freed->freed_at_ns = time_ns;
     freed->stack = event->stack;
     freed->thread = (uint16_t) thread_of(event);
     freed->api = event->api;
@@ -156,25 +156,25 @@ static inline void changed(struct run *run, uint64_t bytes, int64_t blocks, uint
 
 /* Each of these takes one event whose address is looked for from slot `at` on, or says why it did not. */
 
-static inline enum stop take_allocated(struct table *table, struct run *run, const struct event *event, uint64_t at, uint64_t sequence) {
+static inline enum stop take_allocated(struct table *table, struct run *run, const struct event *event, int64_t time_ns, uint64_t at, uint64_t sequence) {
     uint64_t row = find(table, event->address, &at);
     if (row == NO_ROW) {
         if (!has_room(table)) return NEEDS_ROOM;
         row = insert(table, event->address, at);
     } else if (table->rows[row].live) return FOR_THE_RULES;
-    put(table, row, event, sequence, run->timestamp_ns, ORIGIN_SEEN);
+    put(table, row, event, sequence, time_ns, ORIGIN_SEEN);
     run->allocations++;
     run->allocated_bytes += size_of(event);
     changed(run, size_of(event), 1, sequence);
     return ALL_TAKEN;
 }
 
-static inline enum stop take_freed(struct table *table, struct run *run, const struct event *event, uint64_t at, uint64_t sequence) {
+static inline enum stop take_freed(struct table *table, struct run *run, const struct event *event, int64_t time_ns, uint64_t at, uint64_t sequence) {
     uint64_t row = find(table, event->address, &at);
     if (row != NO_ROW && table->rows[row].live) {
         uint64_t size_bytes = table->rows[row].size_bytes;
         if (is_memzone(table->rows[row].api) && event->api != API_MEMZONE_FREE) return FOR_THE_RULES;
-        put_freed(table, row, event, sequence, run->timestamp_ns);
+        put_freed(table, row, event, sequence, time_ns);
         run->frees++;
         run->freed_bytes += size_bytes;
         changed(run, 0 - size_bytes, -1, sequence);
@@ -186,18 +186,18 @@ static inline enum stop take_freed(struct table *table, struct run *run, const s
         row = insert(table, event->address, at);
     }
     table->rows[row].origin = ORIGIN_UNKNOWN;
-    put_freed(table, row, event, sequence, run->timestamp_ns);
+    put_freed(table, row, event, sequence, time_ns);
     run->unknown_frees++;
     return ALL_TAKEN;
 }
 
-static inline enum stop take_baseline_block(struct table *table, struct run *run, const struct event *event, uint64_t at, uint64_t sequence) {
+static inline enum stop take_baseline_block(struct table *table, struct run *run, const struct event *event, int64_t time_ns, uint64_t at, uint64_t sequence) {
     uint64_t row = find(table, event->address, &at);
     if (row == NO_ROW) {
         if (!has_room(table)) return NEEDS_ROOM;
         row = insert(table, event->address, at);
     } else if (table->rows[row].live || table->frees[row].sequence >= run->baseline_sequence) return ALL_TAKEN;
-    put(table, row, event, sequence, run->timestamp_ns, ORIGIN_BASELINE);
+    put(table, row, event, sequence, time_ns, ORIGIN_BASELINE);
     run->baseline_blocks++;
     run->baseline_bytes += size_of(event);
     changed(run, size_of(event), 1, sequence);
@@ -230,7 +230,7 @@ static inline void close_resize(struct run *run, uint16_t number) {
     run->open--;
 }
 
-static inline enum stop take_resize_ended(struct table *table, struct run *run, const struct event *event, uint64_t at, uint64_t sequence) {
+static inline enum stop take_resize_ended(struct table *table, struct run *run, const struct event *event, int64_t time_ns, uint64_t at, uint64_t sequence) {
     uint16_t number = run->resize_of[thread_of(event)];
     uint64_t old_at, old, row, size_bytes = size_of(event), old_size_bytes;
     const struct resize *resize;
@@ -256,7 +256,7 @@ static inline enum stop take_resize_ended(struct table *table, struct run *run, 
         moved.address = event->address;
         moved.resized = table->rows[row].resized;
         table->rows[row] = moved;
-        put_freed(table, old, event, sequence, run->timestamp_ns);
+        put_freed(table, old, event, sequence, time_ns);
     }
     table->rows[row].size_bytes = size_bytes;
     set_resizes(table, row, table->rows[old].resized ? table->resizes[old].count + 1 : 1, event->stack);
@@ -268,13 +268,13 @@ static inline enum stop take_resize_ended(struct table *table, struct run *run, 
     return ALL_TAKEN;
 }
 
-static inline enum stop take(struct table *table, struct run *run, const struct event *event, uint64_t at, uint64_t sequence) {
+static inline enum stop take(struct table *table, struct run *run, const struct event *event, int64_t time_ns, uint64_t at, uint64_t sequence) {
     switch (event->kind) {
-    case EVENT_ALLOCATED: return take_allocated(table, run, event, at, sequence);
-    case EVENT_FREED: return take_freed(table, run, event, at, sequence);
+    case EVENT_ALLOCATED: return take_allocated(table, run, event, time_ns, at, sequence);
+    case EVENT_FREED: return take_freed(table, run, event, time_ns, at, sequence);
     case EVENT_RESIZE_STARTED: return take_resize_started(table, run, event, at, sequence);
-    case EVENT_RESIZE_ENDED: return take_resize_ended(table, run, event, at, sequence);
-    case EVENT_BASELINE_BLOCK: return take_baseline_block(table, run, event, at, sequence);
+    case EVENT_RESIZE_ENDED: return take_resize_ended(table, run, event, time_ns, at, sequence);
+    case EVENT_BASELINE_BLOCK: return take_baseline_block(table, run, event, time_ns, at, sequence);
     case EVENT_ALLOCATION_FAILED:
         run->failed++;
         run->failed_bytes += size_of(event);
@@ -309,7 +309,7 @@ uint64_t map_apply(struct table *in_table, struct run *in_run, const struct even
                 if (events[i + AHEAD].kind == EVENT_FREED) __builtin_prefetch(&table.frees[found - 1], 1);
             }
         }
-        stop = take(&table, &run, &events[i], homes[i % HOMES], run.sequence + i);
+        stop = take(&table, &run, &events[i], run.times_ns[i], homes[i % HOMES], run.sequence + i);
         if (stop != ALL_TAKEN) break;
     }
     run.stop = stop;

@@ -68,6 +68,12 @@ INLINE void publish_u32(volatile uint32_t *p, uint32_t value) {
     *p = value;
 }
 INLINE void cpu_relax(void) { __asm__ volatile("pause" : : : "memory"); }
+#define HAS_TICK_COUNTER 1
+INLINE uint64_t tick_counter(void) {
+    uint32_t low, high;
+    __asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
+    return low | (uint64_t) high << 32;
+}
 #elif defined(__TINYC__)
 #include <glib.h>
 static uint64_t atomic_add(volatile uint64_t *p, uint64_t value) { return (uint64_t) g_atomic_pointer_add((void **) p, (gssize) value); }
@@ -94,6 +100,11 @@ static inline uint32_t atomic_claim(volatile uint32_t *p, uint32_t value) {
 }
 static inline void publish_u32(volatile uint32_t *p, uint32_t value) { __atomic_store_n(p, value, __ATOMIC_RELEASE); }
 static inline void cpu_relax(void) {}
+#endif
+
+#ifndef HAS_TICK_COUNTER
+#define HAS_TICK_COUNTER 0
+INLINE uint64_t tick_counter(void) { return 0; }
 #endif
 
 /* libc's, handed in by the agent. */

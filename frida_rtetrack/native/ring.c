@@ -25,8 +25,8 @@ static __attribute__((noinline)) int wait_for_room(uint64_t needed_tail) {
 }
 
 /*
- * Claims the next slot of the ring, and says that the thread is writing it; NULL: dropped and counted. `commit` says
- * what to hand to publish_u32(&event->commit) once the slot is filled in; then thread->appending must be put back.
+ * Claims the next slot of the ring, and says that the thread is writing it; NULL: dropped and counted. `commit` is what
+ * event->commit must become once the slot is filled in; then thread->appending must be put back.
  */
 INLINE struct event *claim(struct thread_slot *thread, uint32_t *commit) {
     struct session_header *header = agent.header;
@@ -46,23 +46,41 @@ INLINE struct event *claim(struct thread_slot *thread, uint32_t *commit) {
         thread->appending--; /* the slot stays uncommitted: the reader skips and counts it */
         return NULL;
     }
-    *commit = (uint32_t) (index >> agent.ring_shift) + 1;
+    *commit = (uint32_t) ((index >> agent.ring_shift) + 1) & 0xffff;
     return &agent.ring[index & agent.ring_mask];
 }
 
-/* Appends one event. `what` is its kind, api << 8 and socket << 16. 0: dropped and counted. */
-INLINE int append(struct thread_slot *thread, uint32_t what, uint64_t address, uint64_t size, uint32_t stack, uint32_t label) {
+/* Appends one event of the time `units`. `what` is its kind, api << 8 and socket << 16. 0: dropped and counted. */
+INLINE int append_at(struct thread_slot *thread, uint64_t units, uint32_t what, uint64_t address, uint64_t size, uint32_t stack,
+                     uint32_t label) {
     uint32_t commit;
     volatile struct event *event = claim(thread, &commit);
     if (unlikely(event == NULL)) return 0;
-    *(volatile uint32_t *) &event->kind = what;
+    *(volatile uint32_t *) &event->kind = what | (uint32_t) (units >> 16) << 24;
     event->address = address;
     if (unlikely(size >> EVENT_SIZE_BITS)) size = (1ULL << EVENT_SIZE_BITS) - 1;
     event->size_and_thread = size | thread_number(thread) << EVENT_SIZE_BITS;
     *(volatile uint64_t *) &event->stack = stack | (uint64_t) label << 32;
-    publish_u32(&event->commit, commit);
+    publish_u32((volatile uint32_t *) &event->commit, commit | (uint32_t) units << 16);
     thread->appending--;
     return 1;
 }
 
 #define WHAT(kind, api, socket) ((uint32_t) (kind) | (uint32_t) (api) << 8 | ((uint32_t) (socket) & 0xff) << 16)
+
+/* Says what ticks are in ns from here on. Dropped it is not tried again soon: the one before holds for minutes. */
+static __attribute__((noinline)) void note_clock(struct thread_slot *thread) {
+    struct clock_reading now = read_clock();
+    agent.clock_noted = now.ticks >> EVENT_TIME_SHIFT;
+    append_at(thread, agent.clock_noted, WHAT(EVENT_MARK, MARK_CLOCK, 0), now.ticks, 0, (uint32_t) now.ns, (uint32_t) (now.ns >> 32));
+}
+
+/*
+ * Appends one event, of now: its time is taken before its slot, so that a thread which is held up in between does not make
+ * those that overtake it look late.
+ */
+INLINE int append(struct thread_slot *thread, uint32_t what, uint64_t address, uint64_t size, uint32_t stack, uint32_t label) {
+    uint64_t units = ticks() >> EVENT_TIME_SHIFT;
+    if (unlikely((int64_t) (units - agent.clock_noted) >= CLOCK_NOTED_EVERY)) note_clock(thread);
+    return append_at(thread, units, what, address, size, stack, label);
+}

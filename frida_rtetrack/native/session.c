@@ -8,6 +8,7 @@
 #include "memory.c"
 #include "threads.c"
 #include "forks.c"
+#include "clock.c"
 #include "ring.c"
 #include "stacks.c"
 #include "labels.c"
@@ -51,6 +52,7 @@ int agent_start(struct session_header *header, uint8_t *tables, uint32_t max_fra
     agent.label_index = (volatile uint32_t *) tables;
     agent.thread_key = tls_new();
     find_thread_value();
+    begin_clock(process == 0);
     header->processes[process].pid = agent.pid;
     publish_u32(&header->processes[process].attached, 1);
     return (int) process;

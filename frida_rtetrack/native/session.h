@@ -61,7 +61,8 @@ enum mark {
     MARK_HEAP_SNAPSHOT = 8,   /* size: the baseline's number; the BASELINE_BLOCKs that follow are the heap as it is here */
     MARK_EAL_INIT_STARTED = 9,   /* the program called rte_eal_init: what is allocated until 10 is EAL's own */
     MARK_EAL_INIT_ENDED = 10,
-    MARK_HEAP_REGION = 11     /* address, size, socket: addresses that DPDK reserved for its heap */
+    MARK_HEAP_REGION = 11,    /* address, size, socket: addresses that DPDK reserved for its heap */
+    MARK_CLOCK = 12           /* address: ticks; stack and label: CLOCK_MONOTONIC of that moment in ns, low and high half */
 };
 
 /* The number of the baseline that the agent takes by itself, when the heap is about to go (--verify). */
@@ -70,11 +71,12 @@ enum mark {
 
 /* Slot of the ring; a program's call appends one (a resize two). Written by one thread, which sets `commit` last. */
 struct event {
-    uint32_t commit;  /* (index / ring_capacity) + 1, truncated: says that this lap's event is complete */
+    uint16_t commit;  /* (index / ring_capacity) + 1, truncated: says that this lap's event is complete */
+    uint16_t time_low; /* when it happened, in units of 2^EVENT_TIME_SHIFT ticks: the low 24 bits of that, in two pieces */
     uint8_t kind;     /* enum event_kind */
     uint8_t api;      /* enum event_api; for EVENT_MARK enum mark */
     int8_t socket;    /* NUMA socket asked for, -1 any */
-    uint8_t flags;    /* 0 so far */
+    uint8_t time_high;
     uint64_t address; /* the pointer that the program gets or gives */
     uint64_t size_and_thread; /* size in bytes in the low 44 bits (larger ones saturate), index into the thread table in the high 20 */
     uint32_t stack;   /* word index into the stack table, 0: none */
@@ -82,6 +84,14 @@ struct event {
 };
 
 #define EVENT_SIZE_BITS 44
+
+/*
+ * Events tell their times in ticks of the processor's counter (CLOCK_TSC), where the kernel itself relies on that, or else of
+ * the kernel's clock. The header's anchor says what ticks are in ns, and MARK_CLOCK does again, a second or two later at
+ * most: so the 24 bits, of 20 to 70 us each, are never mistaken for those of another time round.
+ */
+#define EVENT_TIME_SHIFT 16
+enum clock_source { CLOCK_KERNEL = 0, CLOCK_TSC = 1 };
 
 /* Why a recorded stack ends where it does. */
 enum stack_end {
@@ -153,7 +163,8 @@ struct session_header {
     uint64_t labels_offset, labels_bytes;
     uint64_t threads_offset, threads_capacity;
     uint64_t modules_offset, modules_bytes;
-    uint8_t pad0[256 - 104];
+    uint32_t clock_source; /* enum clock_source */
+    uint8_t pad0[256 - 108];
     /* Written by the host. */
     uint64_t heartbeat_ns; /* CLOCK_MONOTONIC, now and then, while the host is alive */
     uint8_t pad1[56];
@@ -176,7 +187,9 @@ struct session_header {
     uint32_t heap_owner;   /* index + 1 of the process whose DPDK is tracked; others join its heap, or are not tracked */
     uint32_t pad4;
     struct exec_entry execs[SESSION_EXECS];
-    uint8_t pad5[1024 - 728];
+    uint64_t clock_ticks, clock_ns; /* of one moment, when the first agent began */
+    uint64_t clock_rate;   /* ns in 2^32 ticks; written last */
+    uint8_t pad5[1024 - 752];
     struct process_entry processes[SESSION_MAX_PROCESSES];
 };
 

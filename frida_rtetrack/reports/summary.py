@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -47,10 +49,28 @@ class Leaks:
 
 
 @dataclass(frozen=True, slots=True)
+class Start:
+    """The moment at which a session began."""
+
+    wall: datetime
+    monotonic_ns: int
+
+    @classmethod
+    def now(cls) -> Start:
+        """This moment, by both clocks."""
+        return cls(datetime.now(UTC), time.monotonic_ns())
+
+    def seconds_until(self, timestamp_ns: int) -> float:
+        """From the start to the monotonic time `timestamp_ns`, to a microsecond."""
+        return round((timestamp_ns - self.monotonic_ns) / 1e9, 6)
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """Everything that was found. Sizes in bytes."""
 
     names: Names
+    start: Start
     version: str
     engine: str
     compiler: str
@@ -78,11 +98,12 @@ class Summary:
     """None where it was not asked for."""
 
     def as_json(self) -> dict[str, Any]:
-        """The document of `--summary`: addresses as "0x...", null where something is not known."""
+        """The document of `--summary`: addresses as "0x...", times in seconds since `started`, null where not known."""
         return {
             "version": self.version,
             "engine": self.engine,
             "compiler": self.compiler,
+            "started": self.start.wall.isoformat(timespec="milliseconds"),
             "target": {
                 "pid": self.pid,
                 "argv": list(self.argv),
@@ -99,7 +120,7 @@ class Summary:
             },
             "live": {"blocks": self.live_blocks, "bytes": self.live_bytes},
             "peak": {"blocks": self.peak_blocks, "bytes": self.peak_bytes},
-            "bad_frees": [_bad_free_json(report) for report in self.bad_frees],
+            "bad_frees": [_bad_free_json(report, self.start) for report in self.bad_frees],
             "bad_frees_not_kept": self.bad_frees_not_kept,
             "call_sites": [_call_site_json(site) for site in self.call_sites],
             "memzones": {"blocks": self.memzones[0], "bytes": self.memzones[1]},
@@ -134,6 +155,7 @@ def summarize(
     heap: TrackedHeap,
     names: Names,
     *,
+    start: Start,
     version: str,
     engine: str,
     compiler: str,
@@ -147,6 +169,7 @@ def summarize(
     totals, live = tracking.totals, tracking.live()
     return Summary(
         names=names,
+        start=start,
         version=version,
         engine=engine,
         compiler=compiler,
@@ -252,9 +275,10 @@ def _thread_json(thread: Thread | None) -> dict[str, Any]:
     return {"tid": thread and thread.tid, "thread": thread and thread.name}
 
 
-def _bad_free_json(report: BadFreeReport) -> dict[str, Any]:
+def _bad_free_json(report: BadFreeReport, start: Start) -> dict[str, Any]:
     return {
         "kind": report.kind.value,
+        "time": start.seconds_until(report.timestamp_ns),
         "detail": report.detail,
         "element": report.element,
         "address": f"{report.address:#x}",
@@ -263,6 +287,7 @@ def _bad_free_json(report: BadFreeReport) -> dict[str, Any]:
         "backtrace": _backtrace_json(report.stack),
         "allocated": report.allocated
         and {
+            "time": None if report.allocated.baseline else start.seconds_until(report.allocated.timestamp_ns),
             "address": f"{report.allocated.address:#x}",
             "size": report.allocated.size_bytes,
             "type": report.allocated.type,
@@ -271,6 +296,7 @@ def _bad_free_json(report: BadFreeReport) -> dict[str, Any]:
         },
         "first_freed": report.first_freed
         and {
+            "time": start.seconds_until(report.first_freed.timestamp_ns),
             "function": report.first_freed.function,
             **_thread_json(report.first_freed.thread),
             "backtrace": _backtrace_json(report.first_freed.stack),

@@ -21,6 +21,9 @@ MODULE_LOADED = 0xFFFF_FFFF
 FINAL_BASELINE = 1 << 40
 SIZE_BITS = 44
 SIZE_MASK = (1 << SIZE_BITS) - 1
+TIME_SHIFT = 16
+TIME_BITS = 24
+CLOCK_KERNEL, CLOCK_TSC = 0, 1
 
 
 class Kind(IntEnum):
@@ -78,6 +81,7 @@ class Mark(IntEnum):
     EAL_INIT_STARTED = 9
     EAL_INIT_ENDED = 10
     HEAP_REGION = 11
+    CLOCK = 12
 
 
 class StackEnd(IntEnum):
@@ -93,11 +97,12 @@ class StackEnd(IntEnum):
 
 EVENT_DTYPE = np.dtype(
     [
-        ("commit", "<u4"),
+        ("commit", "<u2"),
+        ("time_low", "<u2"),
         ("kind", "u1"),
         ("api", "u1"),
         ("socket", "i1"),
-        ("flags", "u1"),
+        ("time_high", "u1"),
         ("address", "<u8"),
         ("size_and_thread", "<u8"),
         ("stack", "<u4"),
@@ -108,6 +113,9 @@ EVENT_DTYPE = np.dtype(
 
 EventBatch = NDArray[np.void]
 """A one-dimensional array of EVENT_DTYPE in the ring's order."""
+
+Times = NDArray[np.int64]
+"""When each event of a batch happened (n,): CLOCK_MONOTONIC in ns, never decreasing."""
 
 THREAD_DTYPE = np.dtype(
     [
@@ -148,29 +156,29 @@ HEADER_DTYPE = np.dtype(
         "names": [
             "magic", "version", "header_bytes", "total_bytes",
             "ring_offset", "ring_capacity", "stacks_offset", "stacks_words", "labels_offset", "labels_bytes",
-            "threads_offset", "threads_capacity", "modules_offset", "modules_bytes",
+            "threads_offset", "threads_capacity", "modules_offset", "modules_bytes", "clock_source",
             "heartbeat_ns", "tail", "head",
             "lost", "stacks_used", "labels_used", "threads_used", "modules_used", "processes_used",
             "stacks_refused", "labels_refused", "threads_refused", "waits", "walks_ended",
-            "heap_owner", "execs", "processes",
+            "heap_owner", "execs", "clock_ticks", "clock_ns", "clock_rate", "processes",
         ],
         "formats": [
             "<u8", "<u4", "<u4", "<u8",
             "<u8", "<u8", "<u8", "<u8", "<u8", "<u8",
-            "<u8", "<u8", "<u8", "<u8",
+            "<u8", "<u8", "<u8", "<u8", "<u4",
             "<u8", "<u8", "<u8",
             "<u8", "<u8", "<u8", "<u8", "<u8", "<u8",
             "<u8", "<u8", "<u8", "<u8", ("<u8", (8,)),
-            "<u4", (EXEC_DTYPE, (EXECS,)), (PROCESS_DTYPE, (MAX_PROCESSES,)),
+            "<u4", (EXEC_DTYPE, (EXECS,)), "<u8", "<u8", "<u8", (PROCESS_DTYPE, (MAX_PROCESSES,)),
         ],
         "offsets": [
             0, 8, 12, 16,
             24, 32, 40, 48, 56, 64,
-            72, 80, 88, 96,
+            72, 80, 88, 96, 104,
             256, 320, 384,
             448, 456, 464, 472, 480, 488,
             496, 504, 512, 520, 528,
-            592, 600, 1024,
+            592, 600, 728, 736, 744, 1024,
         ],
         "itemsize": 4096,
     }

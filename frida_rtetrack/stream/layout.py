@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from frida_rtetrack.stream.clock import clock_source
 from frida_rtetrack.stream.events import (
     EVENT_DTYPE,
     HEADER_BYTES,
@@ -78,6 +79,7 @@ class Layout:
         header["stacks_used"] = 1  # number 0 means "none" in the three tables that events refer to
         header["labels_used"] = 8
         header["threads_used"] = 1
+        header["clock_source"] = clock_source()
         header["heartbeat_ns"] = time.monotonic_ns()
         return header.tobytes()
 

@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from frida_rtetrack.stream.events import EventBatch, Kind, possible
+from frida_rtetrack.stream.clock import EventClock
+from frida_rtetrack.stream.events import EventBatch, Kind, Times, possible
 from frida_rtetrack.stream.ring import RingReader, SessionMemory
 
 IDLE_SECONDS = 0.01
@@ -27,10 +28,10 @@ class Subscriber:
     An exception ends the reading, for everyone.
     """
 
-    def on_events(self, events: EventBatch, first: int, now_ns: int) -> None:
-        """The next events (n > 0,), read at `now_ns` (monotonic); `first` is the ring index of the first one.
+    def on_events(self, events: EventBatch, first: int, times: Times) -> None:
+        """The next events (n > 0,), which happened at `times` (n,); `first` is the ring index of the first one.
 
-        A batch ends at a mark, the mark included. It is shared with the other subscribers: not to be changed.
+        A batch ends at a mark, the mark included. Both are shared with the other subscribers: not to be changed.
         """
 
     def on_mark(self, mark: np.void) -> None:
@@ -71,6 +72,7 @@ class Pump:
         self.deaf = threading.Event()
         """The ring is damaged: nothing that is written any more will be handed out."""
         self._memory = memory
+        self._clock = EventClock(memory.clock_anchor)
         self._reader = RingReader(memory, lambda process, tid: self._may_write() and thread_alive(process, tid))
         self._anybody_writes = anybody_writes
         self._wake = wake
@@ -200,6 +202,7 @@ class Pump:
         start = 0
         for place in np.flatnonzero(batch["kind"] == Kind.MARK).tolist():
             self._hand_to_all(batch[start : place + 1], first + start, now_ns)
+            self._clock.on_mark(batch[place], now_ns)
             for subscriber in self._subscribers:
                 subscriber.on_mark(batch[place])
             start = place + 1
@@ -207,8 +210,9 @@ class Pump:
 
     def _hand_to_all(self, events: EventBatch, first: int, now_ns: int) -> None:
         if len(events):
+            times = self._clock.times(events, now_ns)
             for subscriber in self._subscribers:
-                subscriber.on_events(events, first, now_ns)
+                subscriber.on_events(events, first, times)
 
     def _tell_losses(self) -> None:
         lost = self.lost

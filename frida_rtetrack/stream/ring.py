@@ -121,6 +121,10 @@ class SessionMemory:
         own = self._own.get(name)
         return int(self.header[name]) if own is None else own
 
+    def clock_anchor(self) -> tuple[int, int, int]:
+        """What ticks are: a tick number, the monotonic ns of that moment, and the ns in 2^32 ticks; zeros: not known yet."""
+        return self.counter("clock_ticks"), self.counter("clock_ns"), self.counter("clock_rate")
+
     def stack(self, number: int) -> StackRecord | None:
         """The stack that events call `number` (not 0); None where there is none that could be one."""
         words = self.layout.stacks_words
@@ -285,7 +289,7 @@ class RingReader:
         dead = self._dead_until - self._tail
         count = min(pending, limit, self._capacity - start, dead if dead > 0 else pending)
         view = self._memory.ring[start : start + count]
-        ready: NDArray[np.bool_] = view["commit"] == np.uint32((self._tail // self._capacity + 1) & 0xFFFF_FFFF)
+        ready: NDArray[np.bool_] = view["commit"] == np.uint16((self._tail // self._capacity + 1) & 0xFFFF)
         if dead > 0:
             batch = view[ready]
             self.holes += count - batch.size

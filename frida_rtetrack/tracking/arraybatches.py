@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from frida_rtetrack.stream.events import EventBatch, Kind, sizes, threads
+from frida_rtetrack.stream.events import EventBatch, Kind, Times, sizes, threads
 from frida_rtetrack.tracking.blocktable import Addresses, BlockTable, Rows
 from frida_rtetrack.tracking.rules import MEMZONE_APIS, BadFree, Call, Changes, Rules
 
@@ -25,16 +25,17 @@ class _Chunk:
     size_bytes: NDArray[np.int64]
     sequence: int
     """Number of the first."""
-    timestamp_ns: int
+    times: Times
+    """When they happened."""
     bytes_changes: NDArray[np.int64]
     """Of live bytes, by event."""
     blocks_changes: NDArray[np.int64]
 
     @classmethod
-    def of(cls, events: EventBatch, sequence: int, timestamp_ns: int) -> _Chunk:
+    def of(cls, events: EventBatch, times: Times, sequence: int) -> _Chunk:
         """`events` (n,), of which none has changed anything yet."""
         changes = np.zeros((2, events.size), np.int64)
-        return cls(events, sizes(events).astype(np.int64), sequence, timestamp_ns, changes[0], changes[1])
+        return cls(events, sizes(events).astype(np.int64), sequence, times, changes[0], changes[1])
 
     def changes(self) -> Changes:
         """What all of them have changed, with the high watermark on the way."""
@@ -72,9 +73,9 @@ class ArrayBatches:
         self._rules = rules
         self._singly_at_most = singly_at_most
 
-    def apply(self, events: EventBatch, sequence: int, timestamp_ns: int, bad: list[BadFree]) -> Changes:
+    def apply(self, events: EventBatch, times: Times, sequence: int, bad: list[BadFree]) -> Changes:
         """Take `events` (n,), 1 <= n <= 2^18, the first of which has the number `sequence`; bad frees go to `bad`."""
-        chunk = _Chunk.of(events, sequence, timestamp_ns)
+        chunk = _Chunk.of(events, times, sequence)
         if events.size <= self._singly_at_most:
             self._apply_singly(chunk, np.arange(events.size), bad)
         else:
@@ -181,7 +182,7 @@ class ArrayBatches:
         table, events = self._table, chunk.events.take(places)
         table.size_bytes[rows] = chunk.size_bytes.take(places)
         table.sequence[rows] = places + chunk.sequence
-        table.allocated_at_ns[rows] = chunk.timestamp_ns
+        table.allocated_at_ns[rows] = chunk.times.take(places)
         table.stack[rows] = events["stack"]
         table.label[rows] = events["label"]
         table.clear_resizes(rows)
@@ -196,7 +197,7 @@ class ArrayBatches:
         table, events = self._table, chunk.events.take(places)
         table.live[rows] = False
         table.free_sequence[rows] = places + chunk.sequence
-        table.freed_at_ns[rows] = chunk.timestamp_ns
+        table.freed_at_ns[rows] = chunk.times.take(places)
         table.free_stack[rows] = events["stack"]
         table.free_thread[rows] = threads(events)
         table.free_api[rows] = events["api"]
@@ -205,7 +206,7 @@ class ArrayBatches:
         """Apply the events at `places` (n,), ascending, one after another."""
         changes = []
         for place, event in zip(places.tolist(), chunk.events.take(places).tolist(), strict=True):
-            call = Call.of(event, chunk.sequence + place, chunk.timestamp_ns)
+            call = Call.of(event, chunk.sequence + place, chunk.times.item(place))
             changes.append(self._rules.take(call, bad))
         chunk.bytes_changes[places], chunk.blocks_changes[places] = np.array(changes, np.int64).T
 

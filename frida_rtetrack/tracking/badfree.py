@@ -24,8 +24,10 @@ class AllocationEvidence:
     type: str
     thread: Thread | None
     stack: Stack | None
+    timestamp_ns: int
+    """When it was made, monotonic ns; of a baseline block when it was found."""
     seconds_before: float
-    """How long before the bad free it was made."""
+    """How long before the bad free that was."""
     baseline: bool
 
 
@@ -36,6 +38,7 @@ class FreeEvidence:
     function: str
     thread: Thread
     stack: Stack | None
+    timestamp_ns: int
     seconds_before: float
 
 
@@ -45,6 +48,8 @@ class BadFreeReport:
 
     number: int
     kind: BadFreeKind
+    timestamp_ns: int
+    """When it happened, monotonic ns."""
     address: int
     function: str
     thread: Thread
@@ -78,6 +83,7 @@ def explain(number: int, found: BadFree, around: Circumstances, names: Names, ta
     return BadFreeReport(
         number=number,
         kind=kind,
+        timestamp_ns=found.timestamp_ns,
         address=found.address,
         function=Api(found.api).function,
         thread=names.thread(found.thread),
@@ -169,6 +175,7 @@ def _allocation(block: Block, now_ns: int, names: Names) -> AllocationEvidence:
         type=names.label_text(block.label, baseline=block.baseline),
         thread=None if block.baseline else names.thread(block.thread),
         stack=names.stack(block.stack),
+        timestamp_ns=block.allocated_at_ns,
         seconds_before=(now_ns - block.allocated_at_ns) / 1e9,
         baseline=block.baseline,
     )
@@ -179,5 +186,6 @@ def _first_free(freed: Freed, now_ns: int, names: Names) -> FreeEvidence:
         function=Api(freed.api).function,
         thread=names.thread(freed.thread),
         stack=names.stack(freed.stack),
+        timestamp_ns=freed.timestamp_ns,
         seconds_before=(now_ns - freed.timestamp_ns) / 1e9,
     )

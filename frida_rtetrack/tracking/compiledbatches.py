@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from frida_rtetrack.stream.events import EventBatch
+from frida_rtetrack.stream.events import EventBatch, Times
 from frida_rtetrack.tracking import kernel
 from frida_rtetrack.tracking.blocktable import BlockTable
 from frida_rtetrack.tracking.kernel import Kernel, Stop
@@ -27,13 +27,13 @@ class CompiledBatches:
         self._resizes = np.zeros(kernel.OPEN_RESIZES, kernel.RESIZE_DTYPE)
         self._resize_of = np.zeros(kernel.THREADS, np.uint16)
 
-    def apply(self, events: EventBatch, sequence: int, timestamp_ns: int, bad: list[BadFree]) -> Changes:
+    def apply(self, events: EventBatch, times: Times, sequence: int, bad: list[BadFree]) -> Changes:
         """Take `events` (n,), n <= 2^18, the first of which has the number `sequence`; bad frees go to `bad`."""
-        events = np.ascontiguousarray(events)
+        events, times = np.ascontiguousarray(events), np.ascontiguousarray(times)
         changes = Changes(top_sequence=sequence)
         at = 0
         while at < events.size:
-            run = self._run(sequence + at, timestamp_ns)
+            run = self._run(sequence + at, times.ctypes.data + at * times.itemsize)
             table = self._table.for_kernel()
             at += self._kernel.apply(table, run, events, at)
             self._table.added(table.used)
@@ -43,18 +43,18 @@ class CompiledBatches:
             if run.stop == Stop.NEEDS_ROOM:
                 self._table.make_room()
             elif run.stop == Stop.FOR_THE_RULES:
-                call = Call.of(events[at].item(), sequence + at, timestamp_ns)
+                call = Call.of(events[at].item(), sequence + at, times.item(at))
                 changes = changes.then(self._take(call, bad))
                 at += 1
         return changes
 
-    def _run(self, sequence: int, timestamp_ns: int) -> kernel.Run:
+    def _run(self, sequence: int, times_ns: int) -> kernel.Run:
         return kernel.Run(
             resizes=self._resizes.ctypes.data,
             resize_of=self._resize_of.ctypes.data,
             open=self._open,
             sequence=sequence,
-            timestamp_ns=timestamp_ns,
+            times_ns=times_ns,
             baseline_sequence=self._rules.baseline_sequence,
             complete=self._rules.complete,
         )

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from frida_rtetrack.stream.events import SIZE_BITS, EventBatch, Kind, Mark, mark_of
+from frida_rtetrack.stream.events import SIZE_BITS, EventBatch, Kind, Mark, Times, mark_of
 from frida_rtetrack.stream.pump import Subscriber
 from frida_rtetrack.target.addressspace import HeapRegion
 from frida_rtetrack.target.target import Target
@@ -75,16 +75,17 @@ class EalLife(Subscriber):
     def _others(self, target: Target) -> list[Target]:
         return [other for other in self._processes.targets if other is not target]
 
-    def take_out_frees_after_cleanup(self, events: EventBatch, now_ns: int) -> tuple[EventBatch, list[BadFree]]:
+    def take_out_frees_after_cleanup(self, events: EventBatch, times: Times) -> tuple[EventBatch, Times, list[BadFree]]:
         """The events without the frees that came too late, and those: there is no heap any more that they could be of."""
         gone = [target.number for target in self._processes.targets if target.cleaned_up]
         if not gone:
-            return events, []
+            return events, times, []
         late = np.isin(events["kind"], (Kind.FREED, Kind.RESIZE_STARTED))
         late &= np.isin(self._processes.processes_of(events), gone)
-        return events[~late], [self._accuse(event, now_ns) for event in events[late]]
+        accused = [self._accuse(event, at_ns) for event, at_ns in zip(events[late], times[late].tolist(), strict=True)]
+        return events[~late], times[~late], accused
 
-    def _accuse(self, event: np.void, now_ns: int) -> BadFree:
+    def _accuse(self, event: np.void, at_ns: int) -> BadFree:
         address = int(event["address"])
         lookup = self._tracking.find(address)
         known = lookup.block if lookup.block is not None and lookup.offset == 0 else None
@@ -94,7 +95,7 @@ class EalLife(Subscriber):
             BadFreeKind.AFTER_CLEANUP,
             address,
             self._tracking.events,
-            now_ns,
+            at_ns,
             int(event["size_and_thread"]) >> SIZE_BITS,
             int(event["stack"]),
             int(event["api"]),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from frida_rtetrack.errors import AgentFailed, NotLive, RtetrackError
-from frida_rtetrack.stream.events import FINAL_BASELINE, EventBatch, Kind, Mark, mark_of
+from frida_rtetrack.stream.events import FINAL_BASELINE, EventBatch, Kind, Mark, Times, mark_of
 from frida_rtetrack.stream.pump import Subscriber
 from frida_rtetrack.tracking.heap import HeapDifference, HeapSnapshot
 from frida_rtetrack.tracking.map import TrackingMap
@@ -141,15 +141,15 @@ class HeapView(Subscriber):
 
     # ---- what arrives
 
-    def take_out_snapshot(self, events: EventBatch) -> EventBatch:
+    def take_out_snapshot(self, events: EventBatch, times: Times) -> tuple[EventBatch, Times]:
         """The events without DPDK's busy blocks of the snapshot that is arriving, unless they become the baseline."""
         if self._arriving is None:
-            return events
+            return events, times
         of_heap = events["kind"] == Kind.BASELINE_BLOCK
         if not of_heap.any():
-            return events
+            return events, times
         self._arriving.events.append(events[of_heap])
-        return events if self._arriving.inserts else events[~of_heap]
+        return (events, times) if self._arriving.inserts else (events[~of_heap], times[~of_heap])
 
     def on_mark(self, mark: np.void) -> None:
         """A snapshot begins, has its moment, or has arrived."""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from frida_rtetrack.stream.events import SIZE_BITS, EventBatch
 
 LIBRARY = Path(__file__).parents[1] / "native" / "map_kernel.so"
-VERSION = 1
+VERSION = 2
 """MAP_KERNEL_VERSION; a library of another version is not used."""
 THREADS = 1 << (64 - SIZE_BITS)
 OPEN_RESIZES = 1024
@@ -82,7 +82,7 @@ class Run(Structure):
         ("resize_of", c_void_p),
         ("open", c_uint64),
         ("sequence", c_uint64),
-        ("timestamp_ns", c_int64),
+        ("times_ns", c_void_p),
         ("baseline_sequence", c_uint64),
         ("complete", c_uint64),
         ("stop", c_uint64),

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from frida_rtetrack.stream.events import EVENT_DTYPE, EventBatch
+from frida_rtetrack.stream.events import EVENT_DTYPE, EventBatch, Times
 from frida_rtetrack.tracking import kernel
 from frida_rtetrack.tracking.arraybatches import ArrayBatches
 from frida_rtetrack.tracking.blocktable import (
@@ -111,22 +111,25 @@ class TrackingMap:
 
     # ---- events in
 
-    def apply(self, batch: EventBatch, timestamp_ns: int) -> list[BadFree]:
-        """Take the events of `batch` (n,), EVENT_DTYPE, which happened at `timestamp_ns`; returns their bad frees.
+    def apply(self, batch: EventBatch, times: Times | int) -> list[BadFree]:
+        """Take the events of `batch` (n,), EVENT_DTYPE; returns their bad frees.
+
+        `times`: when each happened, monotonic ns, (n,), or one time for all.
 
         Every event counts for the numbering, marks too; of marks only BASELINE_STARTED has a meaning here (a block
         freed after it is not revived by a BASELINE_BLOCK). Raises TypeError if `batch` has another type.
         """
         if batch.dtype != EVENT_DTYPE:
             raise TypeError(f"events have the type EVENT_DTYPE, not {batch.dtype}")
+        times = np.broadcast_to(np.asarray(times, np.int64), batch.shape)
         bad: list[BadFree] = []
         with self._lock:
             start = 0
             while start < batch.size:
-                part = batch[start : start + self.CHUNK_EVENTS - self._events % self.CHUNK_EVENTS]
-                changes = self._batches.apply(part, self._events, timestamp_ns, bad)
-                self._settle(part.size, changes, timestamp_ns)
-                start += part.size
+                end = min(start + self.CHUNK_EVENTS - self._events % self.CHUNK_EVENTS, batch.size)
+                changes = self._batches.apply(batch[start:end], times[start:end], self._events, bad)
+                self._settle(times[start:end], changes)
+                start = end
                 if self._events % self.CHUNK_EVENTS == 0 and self.freed_blocks > self._freed_kept:
                     self._forget_oldest_frees()
         return bad
@@ -350,17 +353,17 @@ class TrackingMap:
                 rows = rows[self._table.allocated_at_ns[rows] <= allocated_until_ns]
             return self._table.grouped(rows, by)
 
-    def _settle(self, events: int, changes: Changes, timestamp_ns: int) -> None:
-        """Number `events` events, and add up what they changed, with the high watermark on the way."""
+    def _settle(self, times: Times, changes: Changes) -> None:
+        """Number the events of these `times` (n,), and add up what they changed, with the high watermark on the way."""
         self._raise_peak(
             self._live_blocks + changes.top_blocks,
             self._live_bytes + changes.top_bytes,
-            timestamp_ns,
+            times.item(min(max(changes.top_sequence - self._events, 0), times.size - 1)),
             changes.top_sequence,
         )
         self._live_bytes += changes.bytes
         self._live_blocks += changes.blocks
-        self._events += events
+        self._events += times.size
 
     def _raise_peak(self, blocks: int, size_bytes: int, timestamp_ns: int, sequence: int) -> None:
         if size_bytes > self._peak.bytes:

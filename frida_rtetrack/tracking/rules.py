@@ -112,7 +112,7 @@ class Call(NamedTuple):
     @classmethod
     def of(cls, event: tuple[int, ...], sequence: int, timestamp_ns: int) -> Call:
         """From a record of EVENT_DTYPE."""
-        _, kind, api, socket, _, address, size_and_thread, stack, label = event
+        _, _, kind, api, socket, _, address, size_and_thread, stack, label = event
         size_bytes, thread = size_and_thread & SIZE_MASK, size_and_thread >> SIZE_BITS
         return cls(kind, address, size_bytes, thread, stack, label, api, socket, sequence, timestamp_ns)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from frida_rtetrack.stream.events import EventBatch
+from frida_rtetrack.stream.events import EventBatch, Times
 from frida_rtetrack.stream.pump import Subscriber
 from frida_rtetrack.tracking.badfree import Circumstances
 from frida_rtetrack.tracking.badfreelog import BadFreeLog
@@ -38,15 +38,15 @@ class TrackedHeap(Subscriber):
         self._on_problem = on_problem
         self._sharing_told = False
 
-    def on_events(self, events: EventBatch, first: int, now_ns: int) -> None:
+    def on_events(self, events: EventBatch, first: int, times: Times) -> None:
         """Applies them to the map, without those that are no allocation and no free of this heap."""
-        events = self.view.take_out_snapshot(events)
-        events, late = self.eal.take_out_frees_after_cleanup(events, now_ns)
+        events, times = self.view.take_out_snapshot(events, times)
+        events, times, late = self.eal.take_out_frees_after_cleanup(events, times)
         others = self.view.sharing_untracked
         if late:
             self.bad_frees.add(late, [Circumstances(after_cleanup=True)] * len(late), others)
         unknown = self.map.totals.unknown_frees if others else 0
-        found = self.map.apply(events, now_ns)
+        found = self.map.apply(events, times)
         if others and not self._sharing_told and self.map.totals.unknown_frees > unknown:
             self._tell_of_sharing(others)
         if found:

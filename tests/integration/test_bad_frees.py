@@ -6,6 +6,7 @@ import re
 import signal
 import time
 from collections import Counter
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -203,3 +204,20 @@ def test_max_frames_cuts_a_stack_at_its_outer_end(runner: Runner, engine: str) -
     addresses = {frame["address"] for frame in duplicate["backtrace"]}
     assert len(addresses) == 2
     assert functions(duplicate["backtrace"])[:2] == ["table_clear", "table_run"]
+
+
+def test_times_are_those_of_the_program_to_a_millisecond(runner: Runner, engine: str) -> None:
+    waits = [0, 1, 2, 5, 20, 50, 100, 400]
+    began = time.time()
+    tracked = runner.run("waits", *map(str, waits), options=options(engine))
+    assert tracked.wait() == 0
+    found = tracked.summary["bad_frees"]
+    assert [bad["kind"] for bad in found] == ["duplicate"] * len(waits)
+    for bad, line in zip(found, tracked.stdout.splitlines(), strict=True):
+        bounds = [int(word) / 1e9 for word in line.split()]
+        between = [bad["time"] - bad[earlier]["time"] for earlier in ("first_freed", "allocated")]
+        for seconds, least, most in zip(between, bounds[::2], bounds[1::2], strict=True):
+            assert least - 0.001 < seconds < most + 0.001
+    started = datetime.fromisoformat(tracked.summary["started"]).timestamp()
+    assert began <= started <= time.time()
+    assert 0 < found[0]["time"] < time.time() - started

@@ -86,13 +86,14 @@ static void fuzz(uint64_t addresses) {
     struct table table;
     struct run run;
     struct event *events = malloc(BATCH * sizeof *events);
+    int64_t *times = calloc(BATCH, sizeof *times);
     uint64_t batch, count, at, i;
     int64_t bytes = 0, blocks = 0;
     memset(&table, 0, sizeof table);
     memset(&run, 0, sizeof run);
     run.resizes = malloc(OPEN_RESIZES * sizeof *run.resizes);
     run.resize_of = calloc(THREADS, sizeof *run.resize_of);
-    if (events == NULL || run.resizes == NULL || run.resize_of == NULL) exit(2);
+    if (events == NULL || times == NULL || run.resizes == NULL || run.resize_of == NULL) exit(2);
     make_room(&table);
     for (batch = 0; batch < 40; batch++) {
         count = 1 + dice() % BATCH;
@@ -100,6 +101,7 @@ static void fuzz(uint64_t addresses) {
         for (i = 0; i < count; i++) any_event(&events[BATCH - count + i], addresses);
         for (at = BATCH - count; at < BATCH;) { /* up to the end of the array: a read behind it is noticed */
             run.bytes = run.blocks = run.top_bytes = run.top_blocks = 0;
+            run.times_ns = times + at;
             i = map_apply(&table, &run, events + at, BATCH - at);
             check(i <= BATCH - at, "more taken than there were");
             check(run.top_bytes >= 0 && run.top_bytes >= run.bytes, "the most is less than what is there");
@@ -111,7 +113,7 @@ static void fuzz(uint64_t addresses) {
         check_table(&table, bytes, blocks);
     }
     free(table.rows), free(table.frees), free(table.resizes), free(table.index);
-    free(run.resizes), free(run.resize_of), free(events);
+    free(run.resizes), free(run.resize_of), free(events), free(times);
 }
 
 int main(int argc, char **argv) {

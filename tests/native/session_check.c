@@ -34,14 +34,15 @@ static void *append_all(void *argument) {
 int main(int argc, char **argv) {
     if (argc == 2) {
         SHOW(SESSION_MAGIC); SHOW(SESSION_VERSION); SHOW(SESSION_HEADER_BYTES); SHOW(SESSION_MAX_PROCESSES);
-        SHOW(EVENT_SIZE_BITS); SHOW(LABEL_MAX_BYTES); SHOW(STACK_RECORD_WORDS); SHOW(MODULE_LOADED); SHOW(FINAL_BASELINE);
+        SHOW(EVENT_SIZE_BITS); SHOW(EVENT_TIME_SHIFT); SHOW(CLOCK_TSC); SHOW(MARK_CLOCK); SHOW(LABEL_MAX_BYTES); SHOW(STACK_RECORD_WORDS); SHOW(MODULE_LOADED); SHOW(FINAL_BASELINE);
         SHOW(sizeof(struct event)); SHOW(sizeof(struct thread_slot)); SHOW(sizeof(struct module_record));
         SHOW(sizeof(struct session_header)); SHOW(sizeof(struct process_entry));
-        SHOW_FIELD(event, kind); SHOW_FIELD(event, api); SHOW_FIELD(event, socket); SHOW_FIELD(event, flags);
+        SHOW_FIELD(event, kind); SHOW_FIELD(event, api); SHOW_FIELD(event, socket); SHOW_FIELD(event, time_low); SHOW_FIELD(event, time_high);
         SHOW_FIELD(event, address); SHOW_FIELD(event, size_and_thread); SHOW_FIELD(event, stack); SHOW_FIELD(event, label);
         SHOW_FIELD(thread_slot, process); SHOW_FIELD(thread_slot, name); SHOW_FIELD(thread_slot, depth);
         SHOW_FIELD(thread_slot, appending); SHOW_FIELD(thread_slot, stack_low); SHOW_FIELD(thread_slot, own_memory);
         SHOW_FIELD(session_header, ring_capacity); SHOW_FIELD(session_header, modules_bytes);
+        SHOW_FIELD(session_header, clock_source); SHOW_FIELD(session_header, clock_ticks); SHOW_FIELD(session_header, clock_rate);
         SHOW_FIELD(session_header, heartbeat_ns); SHOW_FIELD(session_header, tail); SHOW_FIELD(session_header, head);
         SHOW_FIELD(session_header, lost); SHOW_FIELD(session_header, waits); SHOW_FIELD(session_header, walks_ended);
         SHOW_FIELD(session_header, heap_owner); SHOW_FIELD(session_header, execs); SHOW_FIELD(session_header, processes);

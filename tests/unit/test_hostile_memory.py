@@ -27,6 +27,7 @@ from frida_rtetrack.stream.events import (
     THREAD_DTYPE,
     EventBatch,
     Kind,
+    Times,
 )
 from frida_rtetrack.stream.layout import SEALS
 from frida_rtetrack.stream.pump import Pump, Subscriber
@@ -38,10 +39,11 @@ from frida_rtetrack.symbols.names import Names
 WRITTEN_BY_THE_PROGRAM = (
     "heartbeat_ns", "tail", "head", "lost", "stacks_used", "labels_used", "threads_used", "modules_used",
     "processes_used", "stacks_refused", "labels_refused", "threads_refused", "waits", "heap_owner",
+    "clock_ticks", "clock_ns", "clock_rate",
 )  # fmt: skip
 LAYOUT = (
     "magic", "version", "header_bytes", "total_bytes", "ring_offset", "ring_capacity", "stacks_offset", "stacks_words",
-    "labels_offset", "labels_bytes", "threads_offset", "threads_capacity", "modules_offset", "modules_bytes",
+    "labels_offset", "labels_bytes", "threads_offset", "threads_capacity", "modules_offset", "modules_bytes", "clock_source",
 )  # fmt: skip
 ROUNDS = int(os.environ.get("RTETRACK_FUZZ_ROUNDS", "12"))
 SEEDS = [int(seed) for seed in os.environ.get("RTETRACK_SEEDS", "").split(",") if seed] or list(range(1, ROUNDS + 1))
@@ -77,7 +79,7 @@ class Reading(Subscriber):
         self.pump.subscribe(self)
         self.pump.start()
 
-    def on_events(self, events: EventBatch, first: int, now_ns: int) -> None:
+    def on_events(self, events: EventBatch, first: int, times: Times) -> None:
         self.addresses += events["address"].tolist()
 
     def on_round(self) -> None:
@@ -369,7 +371,7 @@ def _write_without_waiting(session: WrittenSession, batch: EventBatch) -> None:
     header, ring = session.memory.header, session.memory.ring
     index = int(header["head"])
     slots = (index + np.arange(batch.size, dtype=object)) % len(ring)
-    batch["commit"] = (index // len(ring) + 1) & 0xFFFF_FFFF
+    batch["commit"] = (index // len(ring) + 1) & 0xFFFF
     ring[slots.astype(np.int64)] = batch
     header["head"] = (index + batch.size) & 0xFFFF_FFFF_FFFF_FFFF
 

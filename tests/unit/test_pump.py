@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from written import PATIENCE_SECONDS, WrittenSession, allocated, mark, wait_until
 
-from frida_rtetrack.stream.events import EventBatch, Kind, Mark
+from frida_rtetrack.stream.events import EventBatch, Kind, Mark, Times
 from frida_rtetrack.stream.pump import Pump, Subscriber
 
 
@@ -27,7 +27,7 @@ class Log(Subscriber):
         self.rounds = 0
         self.ends = 0
 
-    def on_events(self, events: EventBatch, first: int, now_ns: int) -> None:
+    def on_events(self, events: EventBatch, first: int, times: Times) -> None:
         self.addresses += events["address"].tolist()
         self.first.append(first)
         self.lengths.append(len(events))
@@ -170,7 +170,7 @@ def test_stopped_it_reads_what_is_there_and_ends_though_there_are_writers(rig: R
 
 def test_a_subscriber_that_raises_ends_the_reading_and_the_user_is_told(rig: Rig) -> None:
     class Broken(Subscriber):
-        def on_events(self, events: EventBatch, first: int, now_ns: int) -> None:
+        def on_events(self, events: EventBatch, first: int, times: Times) -> None:
             raise ValueError("no")
 
     log = Log()
@@ -200,7 +200,7 @@ def test_sync_waits_until_the_last_subscriber_has_taken_it(rig: Rig) -> None:
     class Slow(Subscriber):
         taken = 0
 
-        def on_events(self, events: EventBatch, first: int, now_ns: int) -> None:
+        def on_events(self, events: EventBatch, first: int, times: Times) -> None:
             time.sleep(0.1)
             self.taken += len(events)
 
@@ -278,7 +278,7 @@ def test_batches_are_of_the_one_event_format(rig: Rig) -> None:
     kinds: list[int] = []
 
     class Kinds(Subscriber):
-        def on_events(self, events: EventBatch, first: int, now_ns: int) -> None:
+        def on_events(self, events: EventBatch, first: int, times: Times) -> None:
             kinds.extend(events["kind"].tolist())
 
     rig.pump.subscribe(Kinds())

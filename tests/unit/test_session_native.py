@@ -49,6 +49,8 @@ def test_python_and_c_agree_on_every_size_offset_and_constant(session_check: Pat
     assert layout["EXEC_WAITING"] == events.ExecState.WAITING
     assert layout["EXEC_GO"] == events.ExecState.GO
     assert layout["EVENT_SIZE_BITS"] == events.SIZE_BITS
+    assert layout["EVENT_TIME_SHIFT"] == events.TIME_SHIFT
+    assert layout["CLOCK_TSC"] == events.CLOCK_TSC
     assert layout["LABEL_MAX_BYTES"] == events.LABEL_MAX_BYTES
     assert layout["STACK_RECORD_WORDS"] == events.STACK_RECORD_WORDS
     assert layout["MODULE_LOADED"] == events.MODULE_LOADED

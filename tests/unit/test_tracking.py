@@ -351,19 +351,22 @@ def distinct(stream: list[Step]) -> list[Step]:
 
 
 def run(stream: list[Step], lengths: list[int], tracking: TrackingMap, model: Model) -> None:
-    """Gives the stream to both, to the map in batches of these lengths in turn; time stands still but for asides."""
-    now_ns, waiting, batches, bad = NOW_NS, [], 0, []
+    """Gives the stream to both, to the map in batches of these lengths in turn; time goes on with every step."""
+    now_ns, waiting, times, batches, bad = NOW_NS, [], [], 0, []
 
     def flush() -> None:
         nonlocal batches
-        bad.extend(tracking.apply(batch_of(*waiting), now_ns))
+        bad.extend(tracking.apply(batch_of(*waiting), np.array(times, np.int64)))
         waiting.clear()
+        times.clear()
         batches += 1
 
     for step in stream:
         if isinstance(step, Event):
+            now_ns += 1 + now_ns % 3
             model.apply(step, now_ns)
             waiting.append(step)
+            times.append(now_ns)
             if len(waiting) >= lengths[batches % len(lengths)]:
                 flush()
             continue
