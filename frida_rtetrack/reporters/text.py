@@ -102,6 +102,9 @@ def bad_free(report: BadFreeReport) -> Iterator[str]:
     """The whole report: title, verdict and up to three stacks."""
     yield bad_free_title(report)
     yield f"    {report.detail}"
+    if report.also is not None:
+        article = "an" if report.also.kind is BadFreeKind.INTERIOR else "a"
+        yield f"    It may also be {article} {report.also.kind.value} free: {report.also.detail}"
     if report.element is not None:
         yield f"    DPDK's own element header there says: {report.element}."
     yield "    This free:"
@@ -120,6 +123,10 @@ def bad_free(report: BadFreeReport) -> Iterator[str]:
                 f"by {block.thread}:"
             )
             yield from stack(block.stack)
+    if report.also is not None and report.also.allocated is not None and not report.also.allocated.baseline:
+        block = report.also.allocated
+        yield f"    The {size(block.size_bytes)} of type {block.type} at {block.address:#x}, allocated by {block.thread}:"
+        yield from stack(block.stack)
 
 
 def call_site(site: CallSite) -> Iterator[str]:

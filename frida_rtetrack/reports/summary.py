@@ -15,7 +15,7 @@ from frida_rtetrack.stream.events import Api
 from frida_rtetrack.symbols.names import BASELINE_LABEL, Names, Stack, Thread
 from frida_rtetrack.symbols.symbolizer import frame_json
 from frida_rtetrack.target.target import Ending
-from frida_rtetrack.tracking.badfree import BadFreeReport
+from frida_rtetrack.tracking.badfree import AllocationEvidence, BadFreeReport
 from frida_rtetrack.tracking.heap import HeapDifference
 from frida_rtetrack.tracking.rules import MEMZONE_APIS
 from frida_rtetrack.tracking.trackedheap import TrackedHeap
@@ -275,25 +275,34 @@ def _thread_json(thread: Thread | None) -> dict[str, Any]:
     return {"tid": thread and thread.tid, "thread": thread and thread.name}
 
 
+def _allocated_json(block: AllocationEvidence, start: Start) -> dict[str, Any]:
+    return {
+        "time": None if block.baseline else start.seconds_until(block.timestamp_ns),
+        "address": f"{block.address:#x}",
+        "size": block.size_bytes,
+        "type": block.type,
+        **_thread_json(block.thread),
+        "backtrace": _backtrace_json(block.stack),
+    }
+
+
 def _bad_free_json(report: BadFreeReport, start: Start) -> dict[str, Any]:
     return {
         "kind": report.kind.value,
         "time": start.seconds_until(report.timestamp_ns),
         "detail": report.detail,
+        "also": report.also
+        and {
+            "kind": report.also.kind.value,
+            "detail": report.also.detail,
+            "allocated": report.also.allocated and _allocated_json(report.also.allocated, start),
+        },
         "element": report.element,
         "address": f"{report.address:#x}",
         "function": report.function,
         **_thread_json(report.thread),
         "backtrace": _backtrace_json(report.stack),
-        "allocated": report.allocated
-        and {
-            "time": None if report.allocated.baseline else start.seconds_until(report.allocated.timestamp_ns),
-            "address": f"{report.allocated.address:#x}",
-            "size": report.allocated.size_bytes,
-            "type": report.allocated.type,
-            **_thread_json(report.allocated.thread),
-            "backtrace": _backtrace_json(report.allocated.stack),
-        },
+        "allocated": report.allocated and _allocated_json(report.allocated, start),
         "first_freed": report.first_freed
         and {
             "time": start.seconds_until(report.first_freed.timestamp_ns),

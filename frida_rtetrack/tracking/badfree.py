@@ -6,7 +6,9 @@ report (names). Whatever the evidence does not show is left open.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from frida_rtetrack.stream.events import Api
 from frida_rtetrack.symbols.names import Names, Stack, Thread
@@ -43,6 +45,15 @@ class FreeEvidence:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherReading:
+    """What else a bad free may be, of an address that means two things."""
+
+    kind: BadFreeKind
+    detail: str
+    allocated: AllocationEvidence | None
+
+
+@dataclass(frozen=True, slots=True)
 class BadFreeReport:
     """One bad free, ready to be shown. `number` counts from 1 in the order in which they happened."""
 
@@ -57,6 +68,8 @@ class BadFreeReport:
     allocated: AllocationEvidence | None
     first_freed: FreeEvidence | None
     detail: str
+    also: OtherReading | None
+    """The less likely one of two readings."""
     element: str | None
     """What DPDK's own element header said when the report was made: busy, free, pad; None if there is none."""
     site: tuple[object, ...]
@@ -76,8 +89,7 @@ class Circumstances:
 
 def explain(number: int, found: BadFree, around: Circumstances, names: Names, target: Target) -> BadFreeReport:
     """The report of what the tracking map found in the process `target`."""
-    kind, detail = _judge(found, around, names, target)
-    block = found.allocated or around.container
+    (kind, detail, block), *others = _readings(found, around, names, target)
     allocated = None if block is None else _allocation(block, found.timestamp_ns, names)
     first_freed = None if found.first_freed is None else _first_free(found.first_freed, found.timestamp_ns, names)
     return BadFreeReport(
@@ -91,6 +103,7 @@ def explain(number: int, found: BadFree, around: Circumstances, names: Names, ta
         allocated=allocated,
         first_freed=first_freed,
         detail=detail,
+        also=_other(others[0], found, names) if others else None,
         element=None if around.after_cleanup else target.space.element_state(found.address),
         site=(
             kind,
@@ -101,28 +114,84 @@ def explain(number: int, found: BadFree, around: Circumstances, names: Names, ta
     )
 
 
-def _judge(found: BadFree, around: Circumstances, names: Names, target: Target) -> tuple[BadFreeKind, str]:
-    address, container = found.address, around.container
+class _Reading(NamedTuple):
+    kind: BadFreeKind
+    detail: str
+    block: Block | None
+    """Whose allocation is the evidence."""
+
+
+def _other(reading: _Reading, found: BadFree, names: Names) -> OtherReading:
+    block = reading.block
+    allocated = None if block is None else _allocation(block, found.timestamp_ns, names)
+    return OtherReading(reading.kind, reading.detail, allocated)
+
+
+def _readings(found: BadFree, around: Circumstances, names: Names, target: Target) -> list[_Reading]:
+    """What the bad free is: one reading, or two, the likelier first."""
+    container = around.container
     if around.after_cleanup:
-        return BadFreeKind.AFTER_CLEANUP, "DPDK's heap is gone: the program has called rte_eal_cleanup."
+        gone = "DPDK's heap is gone: the program has called rte_eal_cleanup."
+        return [_Reading(BadFreeKind.AFTER_CLEANUP, gone, found.allocated)]
     if found.kind is BadFreeKind.MEMZONE and found.allocated is not None:
-        return BadFreeKind.MEMZONE, f"{_zone(found.allocated, names)} begins here: it is for rte_memzone_free."
-    if found.kind is BadFreeKind.DUPLICATE:
-        detail = "The block was already freed."
-        if found.allocated is None:
-            detail += " Its allocation was not seen: it is from before the tracking began."
-        elif not found.history_complete:
-            detail += " Events are missing in between: it may have been handed out again unseen."
-        return BadFreeKind.DUPLICATE, detail
-    if container is not None:
-        inside = f"The address lies {address - container.address:,} bytes inside of"
-        if container.api in MEMZONE_APIS:
-            return BadFreeKind.MEMZONE, f"{inside} {_zone(container, names)}{_hint(container, names)}."
-        what = names.label_text(container.label, baseline=container.baseline)
-        return (
-            BadFreeKind.INTERIOR,
-            f"{inside} a live block of {container.size_bytes:,} bytes of type {what}, at {container.address:#x}.",
-        )
+        begins = f"{_zone(found.allocated, names)} begins here: it is for rte_memzone_free."
+        return [_Reading(BadFreeKind.MEMZONE, begins, found.allocated)]
+    if found.kind is not BadFreeKind.DUPLICATE:
+        kind, detail = _not_freed_before(found, around, names, target)
+        return [_Reading(kind, detail, container)]
+    duplicate = _Reading(BadFreeKind.DUPLICATE, _freed_before(found), found.allocated)
+    if container is None:
+        return [duplicate]
+    inside = _Reading(*_inside(found.address, container, names), container)
+    return [inside, duplicate] if _by_the_user_of(container, found, names) else [duplicate, inside]
+
+
+def _by_the_user_of(container: Block, found: BadFree, names: Names) -> bool:
+    """Whether who made the bad free rather uses the live block around the address than the one freed there before.
+
+    The same thread counts, or else the longer way from the thread's start that its stack shares with theirs.
+    """
+    earlier = [each for each in (found.allocated, found.first_freed) if each is not None]
+    of_earlier, of_container = any(each.thread == found.thread for each in earlier), container.thread == found.thread
+    if of_earlier != of_container:
+        return of_container
+    shared = max((_shared_frames(found.stack, each.stack, names) for each in earlier), default=0)
+    return _shared_frames(found.stack, container.stack, names) > shared
+
+
+def _shared_frames(one: int, other: int, names: Names) -> int:
+    """How many frames two stacks share, from the outermost on."""
+    stacks = names.stack(one), names.stack(other)
+    if stacks[0] is None or stacks[1] is None:
+        return 0
+    pairs = zip(reversed(stacks[0].frames), reversed(stacks[1].frames), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0].address == pair[1].address, pairs))
+
+
+def _freed_before(found: BadFree) -> str:
+    detail = "The block was already freed."
+    if found.allocated is None:
+        detail += " Its allocation was not seen: it is from before the tracking began."
+    elif not found.history_complete:
+        detail += " Events are missing in between: it may have been handed out again unseen."
+    return detail
+
+
+def _inside(address: int, container: Block, names: Names) -> tuple[BadFreeKind, str]:
+    inside = f"The address lies {address - container.address:,} bytes inside of"
+    if container.api in MEMZONE_APIS:
+        return BadFreeKind.MEMZONE, f"{inside} {_zone(container, names)}{_hint(container, names)}."
+    what = names.label_text(container.label, baseline=container.baseline)
+    return (
+        BadFreeKind.INTERIOR,
+        f"{inside} a live block of {container.size_bytes:,} bytes of type {what}, at {container.address:#x}.",
+    )
+
+
+def _not_freed_before(found: BadFree, around: Circumstances, names: Names, target: Target) -> tuple[BadFreeKind, str]:
+    address = found.address
+    if around.container is not None:
+        return _inside(address, around.container, names)
     in_heap = target.space.in_dpdk_heap(address)
     if in_heap is False or (in_heap is None and _is_elsewhere(address, names, target)):
         return BadFreeKind.FOREIGN, f"The address lies {_place(address, names, target)}: DPDK never handed it out."

@@ -19,6 +19,7 @@ from written import PATIENCE_SECONDS, WrittenSession, allocated, busy, freed, ma
 from frida_rtetrack.errors import AgentFailed, NotLive
 from frida_rtetrack.observer import Observer
 from frida_rtetrack.options import Options
+from frida_rtetrack.reporters import text
 from frida_rtetrack.reports import dumper
 from frida_rtetrack.reports.dump import read_dump
 from frida_rtetrack.session import Session, put_together
@@ -343,6 +344,30 @@ def test_a_free_inside_of_a_block_names_that_block_though_it_is_freed_later_in_t
     assert report.kind is BadFreeKind.INTERIOR
     assert report.allocated is not None
     assert report.allocated.address == A
+
+
+def test_an_address_that_was_freed_and_lies_in_a_live_block_now_is_told_both_ways_the_likelier_first(rig: Rig) -> None:
+    earlier = allocated(A + 64, 64, thread=1), freed(A + 64, thread=1), allocated(A, 256, thread=2)
+    rig.write(*earlier, freed(A + 64, thread=1))
+    (by_the_earlier_owner,) = rig.told.reports
+    assert by_the_earlier_owner.kind is BadFreeKind.DUPLICATE
+    assert by_the_earlier_owner.allocated is not None
+    assert by_the_earlier_owner.allocated.address == A + 64
+    assert by_the_earlier_owner.also is not None
+    assert by_the_earlier_owner.also.kind is BadFreeKind.INTERIOR
+    assert by_the_earlier_owner.also.allocated is not None
+    assert by_the_earlier_owner.also.allocated.address == A
+
+    rig.write(freed(A + 64, thread=2))
+    by_the_user_of_the_live_one = rig.told.reports[1]
+    assert by_the_user_of_the_live_one.kind is BadFreeKind.INTERIOR
+    assert by_the_user_of_the_live_one.allocated is not None
+    assert by_the_user_of_the_live_one.allocated.address == A
+    assert by_the_user_of_the_live_one.also is not None
+    assert by_the_user_of_the_live_one.also.kind is BadFreeKind.DUPLICATE
+    assert by_the_user_of_the_live_one.first_freed is not None
+    lines = "\n".join(text.bad_free(by_the_user_of_the_live_one))
+    assert "It may also be a duplicate free: The block was already freed." in lines
 
 
 # ---- dumps
