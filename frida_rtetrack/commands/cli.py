@@ -15,11 +15,13 @@ import click
 
 from frida_rtetrack.commands.prompt import Prompt
 from frida_rtetrack.commands.terminal import ProgramTerminal
-from frida_rtetrack.errors import NotLive, RtetrackError
+from frida_rtetrack.errors import BadUsage, NotLive, RtetrackError
 from frida_rtetrack.host import VERSION, Host
 from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_FRAMES, Options
 from frida_rtetrack.reporters import json_file, text
 from frida_rtetrack.reporters.console import ConsoleReporter, print_help_of
+from frida_rtetrack.reports.gate import Gate, read_suppressions, suppressions_for
+from frida_rtetrack.reports.summary import Summary
 from frida_rtetrack.target.engine import native_compiler
 
 EXIT_TOOL_FAILED = 125
@@ -45,6 +47,13 @@ def _tracking_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--summary", "summary_path", type=click.Path(path_type=Path), metavar="FILE", help="Write the summary as JSON."),
             click.option("--follow-fork", is_flag=True, help="Track the children that it forks and programs that they or it execute, too."),
             click.option("--verify", is_flag=True, help="Compare with DPDK's own heap at the end."),
+            click.option("--error-exitcode", type=click.IntRange(1, 255), metavar="N",
+                         help="End with the exit status N on a bad free, or whatever else is checked and found."),
+            click.option("--leak-check", is_flag=True, help="With --error-exitcode: on blocks live at rte_eal_cleanup, too."),
+            click.option("--max-bytes", type=click.IntRange(0), metavar="BYTES", help="With --error-exitcode: on more bytes live at once, too."),
+            click.option("--suppressions", type=click.Path(path_type=Path), metavar="FILE",
+                         help="What --error-exitcode passes over: lines leak:FUNCTION, badfree:FUNCTION, as LeakSanitizer's."),
+            click.option("--print-suppressions", is_flag=True, help="Print at the end the suppressions that name all that was found."),
             click.option("--no-repl", is_flag=True, help="No prompt (the default where standard input is no terminal)."),
             click.option("--quiet", is_flag=True, help="Print bad frees and problems only."),
         )
@@ -95,8 +104,27 @@ class _Run:
     """One run of a command: the host, the reporter and what signals do."""
 
     def __init__(
-        self, *, summary_path: Path | None, no_repl: bool, quiet: bool, dump_file: Path, **tracking: Any
+        self,
+        *,
+        summary_path: Path | None,
+        no_repl: bool,
+        quiet: bool,
+        dump_file: Path,
+        error_exitcode: int | None,
+        leak_check: bool,
+        max_bytes: int | None,
+        suppressions: Path | None,
+        print_suppressions: bool,
+        **tracking: Any,
     ) -> None:
+        if error_exitcode is None and (leak_check or max_bytes is not None or suppressions is not None):
+            raise BadUsage(
+                "--leak-check, --max-bytes and --suppressions say what --error-exitcode ends with.",
+                "Give the exit status, too: --error-exitcode 1.",
+            )
+        self._error_exitcode = error_exitcode
+        self._gate = Gate(leak_check, max_bytes, [] if suppressions is None else read_suppressions(suppressions))
+        self._print_suppressions = print_suppressions
         self._options = Options(dump_path=dump_file, **tracking)
         self._summary_path = summary_path
         self._reporter = ConsoleReporter(quiet=quiet)
@@ -131,7 +159,9 @@ class _Run:
             ending = self._host.wait_for_exit()
             if terminal is not None:
                 terminal.close()
-            self._conclude(self._host)
+            failed = self._conclude(self._host)
+        if failed is not None:
+            return failed
         if ending.exit_status is not None:
             return ending.exit_status
         if ending.signal is not None:
@@ -143,8 +173,8 @@ class _Run:
             self._take_early_signals()
             self._stay(duration, None)
             self._host.detach()
-            self._conclude(self._host)
-        return 0
+            failed = self._conclude(self._host)
+        return 0 if failed is None else failed
 
     def _stay(self, duration: float | None, terminal: ProgramTerminal | None) -> None:
         assert self._host is not None
@@ -192,7 +222,8 @@ class _Run:
         for number in self._early_signals:
             self._on_signal(number)
 
-    def _conclude(self, host: Host) -> None:
+    def _conclude(self, host: Host) -> int | None:
+        """Tells and writes what was found. Returns the exit status where that is an error, not the program's own."""
         found = host.summary()
         if not self._quiet:
             self._reporter.say(*text.summary(found))
@@ -217,6 +248,18 @@ class _Run:
                 raise RtetrackError(
                     f"The summary cannot be written to {self._summary_path}: {error.strerror}."
                 ) from None
+        if self._print_suppressions:
+            self._reporter.say(*suppressions_for(found))
+        return None if self._error_exitcode is None else self._judge(found, self._error_exitcode)
+
+    def _judge(self, found: Summary, exit_status: int) -> int | None:
+        failures = self._gate.failures(found)
+        for unused in self._gate.unused():
+            self._reporter.problem(f"The suppression {unused} named nothing.")
+        if not failures:
+            return None
+        self._reporter.problem(f"Exit status {exit_status}: {' '.join(failures)}")
+        return exit_status
 
 
 def main() -> None:

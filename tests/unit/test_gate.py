@@ -1,0 +1,122 @@
+"""What makes a run fail in a CI, and what a suppression passes over."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from frida_rtetrack.errors import BadUsage
+from frida_rtetrack.reports.gate import Gate, Suppression, read_suppressions, suppressions_for
+from frida_rtetrack.reports.summary import CallSite, Leaks, Start, Summary
+from frida_rtetrack.symbols.names import Stack
+from frida_rtetrack.symbols.symbolizer import Frame
+from frida_rtetrack.target.target import Ending
+from frida_rtetrack.tracking.heap import HeapDifference
+
+
+def frame(function: str | None, module: str = "app", file: str | None = None) -> Frame:
+    return Frame(0, module, 0, function, None, file, None, False)
+
+
+def stack(*functions: str) -> Stack:
+    return Stack(tuple(frame(function) for function in functions), None)
+
+
+def bad_free(where: Stack | None) -> Any:
+    return cast("Any", type("Report", (), {"stack": where}))
+
+
+def run(**changes: Any) -> Summary:
+    clean = Summary(
+        names=cast("Any", None), start=Start.now(), version="1", engine="native", compiler="", pid=1, argv=(),
+        ending=Ending(0, None, "exited"), allocations=0, frees=0, resizes=0, failed=0, lost=0, allocated_bytes=0,
+        live_blocks=0, live_bytes=0, peak_blocks=0, peak_bytes=1000, bad_frees=(), bad_frees_not_kept=0, call_sites=(),
+        memzones=(0, 0), leaks=None, verified=None,
+    )  # fmt: skip
+    return replace(clean, **changes)
+
+
+def leaks(*sites: tuple[int, Stack]) -> Leaks:
+    kept = tuple(CallSite(blocks, 64 * blocks, 0, where, ("t",)) for blocks, where in sites)
+    return Leaks(sum(site.blocks for site in kept), sum(site.size_bytes for site in kept), 3, 300, kept)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "function", "matches"),
+    [
+        ("flow", "create_flow_table", True),
+        ("^flow", "create_flow_table", False),
+        ("^create*table$", "create_flow_table", True),
+        ("create*tab$", "create_flow_table", False),
+        ("a.b", "a_b", False),
+        ("operator*", "operator new(unsigned long)", True),
+    ],
+)
+def test_patterns_are_read_as_leak_sanitizer_reads_them(pattern: str, function: str, matches: bool) -> None:
+    assert Suppression("leak", pattern).matches(stack("inner", function, "main")) is matches
+
+
+def test_modules_and_source_files_are_named_too() -> None:
+    where = Stack((frame(None, "libvendor.so.1"), frame("main", "app", "src/flow.c")), None)
+    assert Suppression("leak", "libvendor.so").matches(where)
+    assert Suppression("leak", "flow.c").matches(where)
+    assert not Suppression("leak", "other.c").matches(where)
+    assert not Suppression("leak", "main").matches(None)
+
+
+def test_bad_frees_fail_a_run_unless_suppressed_and_those_not_kept_cannot_be() -> None:
+    found = run(bad_frees=(bad_free(stack("close_port")), bad_free(stack("quit"))))
+    assert Gate().failures(run()) == []
+    assert Gate().failures(found) == ["2 bad frees."]
+    one = Gate(suppressions=[Suppression("badfree", "close_port"), Suppression("leak", "quit")])
+    assert one.failures(found) == ["1 bad free."]
+    assert one.unused() == []  # leaks were not looked for
+    both = Gate(suppressions=[Suppression("badfree", "close_port"), Suppression("badfree", "quit")])
+    assert both.failures(found) == []
+    assert Gate(suppressions=both.suppressions).failures(replace(found, bad_frees_not_kept=5)) == ["5 bad frees."]
+
+
+def test_leaks_fail_a_run_where_they_are_looked_for() -> None:
+    found = run(leaks=leaks((2, stack("open_port")), (1, stack("parse"))))
+    assert Gate().failures(found) == []
+    assert Gate(leak_check=True).failures(found) == ["192 bytes in 3 blocks leaked."]
+    gate = Gate(leak_check=True, suppressions=[Suppression("leak", "open_port"), Suppression("leak", "nothing")])
+    assert gate.failures(found) == ["64 bytes in 1 block leaked."]
+    assert [str(each) for each in gate.unused()] == ["leak:nothing"]
+    assert Gate(leak_check=True).failures(run(leaks=leaks())) == []
+
+
+def test_a_leak_check_of_a_program_that_never_cleaned_up_does_not_pass_on_nothing() -> None:
+    (failure,) = Gate(leak_check=True).failures(run())
+    assert "never called rte_eal_cleanup" in failure
+
+
+def test_the_high_watermark_and_the_comparison_with_the_heap_fail_a_run() -> None:
+    assert Gate(max_bytes=1000).failures(run()) == []
+    assert Gate(max_bytes=999).failures(run()) == ["1,000 bytes were live at the most, 999 are allowed."]
+    differs = HeapDifference(cast("Any", (object(),)), (), busy=1)
+    assert Gate().failures(run(verified=differs)) == ["The live set differs from DPDK's own heap."]
+
+
+def test_what_is_printed_suppresses_all_that_was_found(tmp_path: Path) -> None:
+    dpdk = Stack((frame("rte_hash_create", "librte_hash.so.23"), frame("open*port"), frame("main")), None)
+    found = run(leaks=leaks((2, dpdk), (1, dpdk)), bad_frees=(bad_free(stack("quit")), bad_free(None)))
+    lines = list(suppressions_for(found))
+    assert lines == ["badfree:^quit$", "leak:^open*port$"]
+    path = tmp_path / "suppressions"
+    path.write_text("# known\n\n" + "\n".join(lines))
+    gate = Gate(leak_check=True, suppressions=read_suppressions(path))
+    assert gate.failures(replace(found, bad_frees=found.bad_frees[:1])) == []
+
+
+@pytest.mark.parametrize("line", ["leak", "leak:", "race:main", "main"])
+def test_a_line_that_is_no_suppression_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "suppressions"
+    path.write_text(f"leak:fine\n{line}\n")
+    with pytest.raises(BadUsage, match="Line 2 of"):
+        read_suppressions(path)
+    with pytest.raises(BadUsage, match="cannot be read"):
+        read_suppressions(tmp_path / "none")
