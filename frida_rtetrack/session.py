@@ -57,19 +57,21 @@ def put_together(
         on_problem=told.problem,
         on_end=on_end,
     )
+    eal = EalLife(tracking, group, work.put)
     heap = TrackedHeap(
         tracking,
         view=HeapView(
             tracking,
             group.ask,
             is_ours=lambda mark: group.of_event(mark) is not None,
+            owner=lambda: eal.owner,
             lock=pump.lock,
             ended=pump.ended,
             deaf=pump.deaf,
             later=work.put,
             on_problem=observer.problem,
         ),
-        eal=EalLife(tracking, group, work.put),
+        eal=eal,
         bad_frees=BadFreeLog(names, group, later=work.put, on_report=observer.bad_free),
         on_problem=told.problem,
     )

@@ -14,6 +14,7 @@ from frida_rtetrack.stream.events import SIZE_BITS, EventBatch, Kind, Mark, Time
 from frida_rtetrack.stream.pump import Subscriber
 from frida_rtetrack.target.addressspace import HeapRegion
 from frida_rtetrack.target.target import Target
+from frida_rtetrack.tracking.heap import HeapOwner
 from frida_rtetrack.tracking.map import BadFree, BadFreeKind, TrackingMap
 
 UNTIL_FURTHER_NOTICE = 1 << 63
@@ -37,7 +38,7 @@ class Processes(Protocol):
 
 
 class EalLife(Subscriber):
-    """What EAL's marks tell. What a forked child does to EAL is not what the program does."""
+    """What EAL's marks tell. What a forked child does to EAL is what the program does where that left EAL to the child."""
 
     def __init__(
         self, tracking: TrackingMap, processes: Processes, later: Callable[[str, Callable[[], None]], None]
@@ -47,6 +48,8 @@ class EalLife(Subscriber):
         """[first, last) event numbers of the calls of rte_eal_init."""
         self.at_cleanup: NDArray[np.void] | None = None
         """What was live when the last process that has the heap called rte_eal_cleanup, BLOCK_DTYPE (n,)."""
+        self.owner = HeapOwner.UNSEEN if tracking.complete else HeapOwner.TARGET
+        """A map that is not complete was begun in the middle: what is there is the target's."""
         self._tracking = tracking
         self._processes = processes
         self._later = later
@@ -55,12 +58,26 @@ class EalLife(Subscriber):
         """Takes note of what concerns EAL."""
         kind, argument = mark_of(mark)
         target = self._processes.of_event(mark)
-        if target is None:
-            return
+        if kind is Mark.EAL_INIT_STARTED:
+            if target is not None:
+                self.owner = HeapOwner.TARGET
+            elif self.owner is HeapOwner.UNSEEN:
+                self.owner = HeapOwner.CHILD
+        if target is not None or self.owner is HeapOwner.CHILD:
+            self._take(kind)
+        if target is not None:
+            self._take_of(target, kind, argument, mark)
+
+    def _take(self, kind: Mark) -> None:
         if kind is Mark.EAL_INIT_STARTED and len(self.init_ranges) < CALLS_KEPT:
             self.init_ranges.append((self._tracking.events, UNTIL_FURTHER_NOTICE))
         elif kind is Mark.EAL_INIT_ENDED and self.init_ranges:
             self.init_ranges[-1] = (self.init_ranges[-1][0], self._tracking.events)
+        elif kind is Mark.EAL_CLEANUP_STARTED and self.owner is HeapOwner.CHILD:
+            self.at_cleanup = self._tracking.live()
+
+    def _take_of(self, target: Target, kind: Mark, argument: int, mark: np.void) -> None:
+        if kind is Mark.EAL_INIT_ENDED:
             self._later("refresh", target.space.refresh)
         elif kind is Mark.HEAP_REGION:
             region = HeapRegion(int(mark["address"]), argument, int(mark["socket"]))

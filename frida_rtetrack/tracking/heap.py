@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,16 @@ class BusyElement:
 
     address: int
     size_bytes: int
+
+
+class HeapOwner(Enum):
+    """Whose DPDK's heap is, as far as its life was seen."""
+
+    UNSEEN = "unseen"
+    """No rte_eal_init was: there is none yet, or where it begins was not found."""
+    TARGET = "target"
+    CHILD = "child"
+    """A forked child's, as a daemon's: no target can be asked for it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import numpy as np
 from frida_rtetrack.errors import AgentFailed, NotLive, RtetrackError
 from frida_rtetrack.stream.events import FINAL_BASELINE, EventBatch, Kind, Mark, Times, mark_of
 from frida_rtetrack.stream.pump import Subscriber
-from frida_rtetrack.tracking.heap import HeapDifference, HeapSnapshot
+from frida_rtetrack.tracking.heap import HeapDifference, HeapOwner, HeapSnapshot
 from frida_rtetrack.tracking.map import TrackingMap
 
 BASELINE_SETTLE_SECONDS = 0.05
@@ -24,6 +24,9 @@ ARRIVAL_SECONDS = 60.0
 """For what is in the ring already when the agent has answered: far more than a busy machine needs."""
 VERIFY_ROUNDS = 5
 VERIFY_PAUSE_SECONDS = 0.02
+UNVERIFIED = (
+    "The heap was not verified at the end: the process that ended had none, or a forked child has it (a daemon)."
+)
 
 
 class HeapView(Subscriber):
@@ -35,6 +38,7 @@ class HeapView(Subscriber):
         ask: Callable[..., Any],
         *,
         is_ours: Callable[[np.void], bool],
+        owner: Callable[[], HeapOwner],
         lock: threading.RLock,
         ended: threading.Event,
         deaf: threading.Event,
@@ -43,7 +47,7 @@ class HeapView(Subscriber):
     ) -> None:
         """`ask("snapshot", number)` has an agent put a snapshot into the stream; it raises RtetrackError.
 
-        `is_ours(mark)`: whether a target wrote it, not a forked child. `lock`, `ended`, `deaf`: the pump's. `later(what, task)`
+        `is_ours(mark)`: whether a target wrote it, not a forked child; `owner()`: whose the heap is. `lock`, `ended`, `deaf`: the pump's. `later(what, task)`
         has a task run where it may wait. `on_problem` is told of a loss, and of what could not be healed.
         """
         self.verified: HeapDifference | None = None
@@ -53,6 +57,7 @@ class HeapView(Subscriber):
         self._tracking = tracking
         self._ask = ask
         self._is_ours = is_ours
+        self._owner = owner
         self._lock = lock
         self._ended = ended
         self._deaf = deaf
@@ -117,6 +122,8 @@ class HeapView(Subscriber):
 
     def _take_snapshot(self, *, inserts: bool = False) -> HeapDifference | None:
         """Compares with DPDK's heap at one moment; None where DPDK has no function to ask. Raises NotLive, AgentError."""
+        if self._owner() is HeapOwner.CHILD:
+            raise NotLive("DPDK's heap is that of a forked child, which cannot be asked for it.")
         with self._one_at_a_time:
             self._number += 1
             number = self._number
@@ -162,16 +169,23 @@ class HeapView(Subscriber):
         elif kind is Mark.HEAP_SNAPSHOT and self._arriving is not None and self._arriving.live is None:
             self._arriving.live = self._tracking.live_set()
         elif kind is Mark.BASELINE_ENDED and self._arriving is not None:
-            self._take(self._arriving, final=argument == FINAL_BASELINE)
+            if self._arriving.live is not None:  # else no agent wrote it: there is nothing to compare
+                self._take(self._arriving, final=argument == FINAL_BASELINE)
             self._arriving = None
 
     def _take(self, snapshot: HeapSnapshot, *, final: bool) -> None:
         snapshot.difference = snapshot.compare(self._tracking)
-        if final:
+        if final and not self._had_a_heap(snapshot.difference):
+            self._later("unverified", lambda: self._on_problem(UNVERIFIED))
+        elif final:
             self.verified = snapshot.difference
         snapshot.live = None
         snapshot.events.clear()
         snapshot.ended.set()
+
+    def _had_a_heap(self, found: HeapDifference) -> bool:
+        """Whether the process that ended had one: EAL is never without a busy block."""
+        return self._owner() is HeapOwner.TARGET or (self._owner() is HeapOwner.UNSEEN and found.busy > 0)
 
     # ---- losses
 

@@ -1,6 +1,7 @@
 /*
  * Forks while it is tracked: `forker HOW`. The parent allocates a block of type "parent" before and after; each child
  * allocates 100 blocks of type "child", frees them, one of them twice, and ends by HOW: exit, _exit, exec, abort. Prints "child STATUS" for each of three children.
+ * `forker daemon`: a child has EAL, not the parent, which ends before; it leaks 7 blocks and cleans up.
  */
 #include <sys/wait.h>
 
@@ -17,7 +18,19 @@ static void child(const char *how) {
     exit(3);
 }
 
+static int be_a_daemon(void) {
+    void *blocks[20];
+    if (fork() != 0) return 0;
+    usleep(200000); /* the parent is gone */
+    start_eal();
+    for (int i = 0; i < 20; i++) blocks[i] = rte_malloc("daemon", 64, 0);
+    for (int i = 7; i < 20; i++) rte_free(blocks[i]);
+    rte_eal_cleanup();
+    return 0;
+}
+
 int main(int argc, char **argv) {
+    if (argc > 1 && strcmp(argv[1], "daemon") == 0) return be_a_daemon();
     start_eal();
     void *first = rte_malloc("parent", 64, 0);
     for (int i = 0; i < 3; i++) {

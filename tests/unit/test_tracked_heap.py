@@ -35,6 +35,9 @@ A, B, C = 0x1_4000_0000, 0x1_4000_0080, 0x1_4000_0100
 """Three addresses as DPDK hands them out."""
 
 
+EAL_OF_A_CHILD = (Mark.EAL_INIT_STARTED, Mark.EAL_CLEANUP_STARTED, Mark.EAL_CLEANUP_ENDED)
+
+
 class Told(Observer):
     def __init__(self) -> None:
         self.reports: list[BadFreeReport] = []
@@ -194,11 +197,31 @@ def test_a_free_after_cleanup_is_accused_with_its_allocation_and_is_no_free_to_t
 
 
 def test_what_a_forked_child_does_to_eal_is_not_what_the_program_does(rig: Rig) -> None:
-    rig.write(
-        *(mark(kind, thread=3) for kind in (Mark.EAL_INIT_STARTED, Mark.EAL_CLEANUP_STARTED, Mark.EAL_CLEANUP_ENDED))
-    )
-    assert (rig.heap.eal.init_ranges, rig.heap.eal.at_cleanup) == ([], None)
+    rig.write(mark(Mark.EAL_INIT_STARTED), mark(Mark.EAL_INIT_ENDED))
+    rig.write(*(mark(kind, thread=3) for kind in EAL_OF_A_CHILD))
+    assert (rig.heap.eal.init_ranges, rig.heap.eal.at_cleanup) == ([(1, 2)], None)
     assert not any(target.cleaned_up for target in rig.processes.targets)
+
+
+def test_a_snapshot_without_its_moment_is_none(rig: Rig) -> None:
+    rig.write(mark(Mark.EAL_INIT_STARTED), mark(Mark.BASELINE_STARTED, FINAL_BASELINE), busy(A))
+    rig.write(mark(Mark.BASELINE_ENDED, FINAL_BASELINE), allocated(B))
+    assert (rig.told.problems, rig.heap.view.verified, rig.live()) == ([], None, {B})
+
+
+def test_where_the_program_leaves_eal_to_a_forked_child_the_childs_heap_is_the_one(rig: Rig) -> None:
+    snapshot = (Mark.BASELINE_STARTED, Mark.HEAP_SNAPSHOT, Mark.BASELINE_ENDED)
+    rig.write(*(mark(kind, FINAL_BASELINE) for kind in snapshot))  # the parent ends
+    rig.write(*(mark(kind, thread=3) for kind in EAL_OF_A_CHILD[:1]), allocated(A, thread=3))
+    rig.write(*(mark(kind, thread=3) for kind in EAL_OF_A_CHILD[1:]))
+    wait_until(lambda: rig.told.problems)
+    assert "was not verified" in rig.told.problems[0]
+    assert rig.heap.view.verified is None
+    assert len(rig.heap.eal.init_ranges) == 1
+    assert rig.heap.eal.at_cleanup is not None
+    assert rig.heap.eal.at_cleanup["address"].tolist() == [A]
+    with pytest.raises(NotLive, match="forked child"):
+        rig.heap.view.verify()
 
 
 def test_where_the_heap_lies_is_noted_for_the_process_that_said_it(rig: Rig) -> None:
