@@ -14,6 +14,7 @@ from typing import Any
 
 from frida_rtetrack.observer import Observer
 from frida_rtetrack.reporters import text
+from frida_rtetrack.symbols.visible import visible
 from frida_rtetrack.target.target import Ending
 from frida_rtetrack.tracking.badfree import BadFreeReport
 
@@ -33,7 +34,7 @@ class ConsoleReporter(Observer):
     def say(self, *lines: str) -> None:
         """Prints lines to standard error, in one piece."""
         with self._lock:
-            sys.stderr.write("".join(text.visible(line) + "\n" for line in lines))
+            sys.stderr.write("".join(visible(line) + "\n" for line in lines))
             sys.stderr.flush()
 
     def hooked(self, hooks: list[dict[str, str]]) -> None:
@@ -78,4 +79,4 @@ class ConsoleReporter(Observer):
 def print_help_of(error: Any) -> None:
     """Prints an error the way every error of ours looks."""
     hint = f" {error.hint}" if getattr(error, "hint", "") else ""
-    sys.stderr.write(text.visible(f"rtetrack-frida: {error}{hint}") + "\n")
+    sys.stderr.write(visible(f"rtetrack-frida: {error}{hint}") + "\n")

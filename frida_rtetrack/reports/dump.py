@@ -4,7 +4,7 @@
     0x140c27f80,81920,rte_service_core_states,/usr/lib/librte_eal.so.23(rte_service_init+0x4c) [0x7f0c2a1d0e4c] ...
 
 Fields are quoted as RFC 4180 says; lines end in "\\n", as rteMallocTrack wrote them. A type is the program's own bytes,
-in whatever encoding: they are in the file as they are.
+in whatever encoding; only what would command a terminal that the file is shown on is written as `\\x1b`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frida_rtetrack.errors import RtetrackError
+from frida_rtetrack.symbols.visible import visible
 
 HEADER = b"Addr,Size,Type,Backtrace"
 UNKNOWN_TYPE = b"<unknown>"
@@ -154,12 +155,18 @@ def _write_rows(
 
 
 def _type_bytes(text: bytes | None) -> bytes:
-    return UNKNOWN_TYPE if text is None else text.split(b"\0", 1)[0]
+    if text is None:
+        return UNKNOWN_TYPE
+    return _visible_bytes(text.split(b"\0", 1)[0].decode("utf-8", "surrogateescape"))
 
 
 def _backtrace_bytes(stack: int, stack_text: Callable[[int], str]) -> bytes:
     text = stack_text(stack) if stack else NO_BACKTRACE
-    return (text or NO_BACKTRACE).encode("utf-8", "surrogateescape")
+    return _visible_bytes(text or NO_BACKTRACE)
+
+
+def _visible_bytes(text: str) -> bytes:
+    return visible(text).encode("utf-8", "surrogateescape")
 
 
 def _quoted(field: bytes) -> bytes:

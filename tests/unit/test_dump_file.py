@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from frida_rtetrack.reports.dump import DumpError, DumpRow, read_dump, split_frames, write_dump
+from frida_rtetrack.symbols.visible import visible
 
 BLOCK_DTYPE = np.dtype(
     [("address", "<u8"), ("size_bytes", "<u8"), ("label", "<u4"), ("stack", "<u4"), ("thread", "<u2")]
@@ -112,6 +113,10 @@ hostile_text = st.lists(
 ).map(b"".join)  # fmt: skip
 
 
+def as_shown(text: bytes) -> bytes:
+    return visible(text.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+
+
 @settings(max_examples=150, deadline=None, database=None)
 @given(types=st.lists(st.none() | hostile_text, min_size=1, max_size=6), backtrace=hostile_text)
 @example(types=[b"\r", b"\n", b'"', b",", b"", None], backtrace=b'"')
@@ -122,15 +127,23 @@ def test_hostile_types_and_paths_survive_a_round_trip(
     text = backtrace.decode("utf-8", "surrogateescape")
     blocks = blocks_of(*((n + 1, 1, n, 1) for n in range(len(types))))
     write_dump(path, blocks, types.__getitem__, lambda stack: text)
-    expected = [b"<unknown>" if kind is None else kind for kind in types]
+    expected = [b"<unknown>" if kind is None else as_shown(kind) for kind in types]
     rows = read_dump(path)
     assert [row.type.encode("utf-8", "surrogateescape") for row in rows] == expected
     assert [row.address for row in rows] == list(range(1, len(types) + 1))
-    assert {row.backtrace for row in rows} == {text or "<NA>"}
+    assert {row.backtrace for row in rows} == {visible(text) or "<NA>"}
     raw = path.read_bytes()
     assert all(kind.replace(b'"', b'""') in raw for kind in expected)
     with path.open(encoding="latin-1", newline="") as file:  # any reader of CSV sees the same fields
         assert [row[2].encode("latin-1") for row in csv.reader(file, strict=True)][1:] == expected
+
+
+def test_nothing_in_the_file_commands_the_terminal_that_it_is_shown_on(tmp_path: Path) -> None:
+    kind, frames = b"\x1b[2J\x9b1m\r\n\xe2\x80\xae\xff\xc3\xa4", "/lib/\x1b]0;owned\x07.so(f\x9b) [0x12]"
+    write_dump(tmp_path / "dump", ONE, lambda label: kind, lambda stack: frames)
+    assert (tmp_path / "dump").read_bytes().splitlines()[1:] == [
+        rb"0x1000,64,\x1b[2J\x9b1m\x0d\x0a\u202e" + b"\xff\xc3\xa4," + rb"/lib/\x1b]0;owned\x07.so(f\x9b) [0x12]"
+    ]
 
 
 def test_a_type_ends_at_its_first_nul(tmp_path: Path) -> None:

@@ -14,13 +14,14 @@ from frida_rtetrack.commands.prompt import Prompt
 from frida_rtetrack.errors import BadUsage
 from frida_rtetrack.host import Host
 from frida_rtetrack.options import Options
-from frida_rtetrack.reporters import json_file, text
+from frida_rtetrack.reporters import json_file
 from frida_rtetrack.reporters.console import ConsoleReporter
+from frida_rtetrack.symbols.visible import visible
 
 
 def test_what_commands_a_terminal_is_shown_and_the_rest_is_left_as_it_is() -> None:
-    assert text.visible("a\x1b[2J\x07\r\n\x9b\x7f\u202e\u2066z") == r"a\x1b[2J\x07\x0d\x0a\x9b\x7f\u202e\u2066z"
-    assert text.visible("Gr\u00f6\u00dfe \u4e2d\u6587 <x>") == "Gr\u00f6\u00dfe \u4e2d\u6587 <x>"
+    assert visible("a\x1b[2J\x07\r\n\x9b\x7f\u202e\u2066z") == r"a\x1b[2J\x07\x0d\x0a\x9b\x7f\u202e\u2066z"
+    assert visible("Gr\u00f6\u00dfe \u4e2d\u6587 <x>") == "Gr\u00f6\u00dfe \u4e2d\u6587 <x>"
 
 
 def test_the_console_says_nothing_that_commands_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
