@@ -7,6 +7,7 @@ import csv
 import os
 import resource
 import stat
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from frida_rtetrack.reports.dump import DumpError, DumpRow, read_dump, split_frames, write_dump
+from frida_rtetrack.reports.dump import DumpError, DumpRow, check_dump, read_dump, split_frames, write_dump
+from frida_rtetrack.reports.dumpplace import dump_place
 from frida_rtetrack.symbols.visible import visible
 
 BLOCK_DTYPE = np.dtype(
@@ -302,3 +304,65 @@ def test_roots_dump_does_not_follow_another_users_symlink(sticky: Path) -> None:
     assert victim.read_text() == "precious"
     assert os.lstat(sticky / "dump").st_uid == 0
     assert len(read_dump(sticky / "dump")) == 1
+
+
+def test_what_could_not_be_written_is_known_before_and_the_check_leaves_nothing(tmp_path: Path) -> None:
+    check_dump(tmp_path / "dump")
+    assert os.listdir(tmp_path) == []
+    dump(tmp_path / "dump")
+    check_dump(tmp_path / "dump")
+    assert len(read_dump(tmp_path / "dump")) == 1
+    with pytest.raises(DumpError, match="No such file or directory"):
+        check_dump(tmp_path / "missing" / "dump")
+    with pytest.raises(DumpError, match="no regular file"):
+        check_dump(Path("/dev/full"))
+
+
+@needs_root
+def test_a_full_disk_is_known_before(tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", tmp_path], check=True)
+    try:
+        with pytest.raises(DumpError, match="No space left on device"):
+            check_dump(tmp_path / "dump")
+        assert os.listdir(tmp_path) == []
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+@needs_root
+def test_another_users_file_is_known_before(sticky: Path) -> None:
+    dump(sticky / "dump")
+    with as_nobody(), pytest.raises(DumpError, match="not permitted"):
+        check_dump(sticky / "dump")
+
+
+@needs_root
+@pytest.mark.parametrize("what", ["a file", "a link", "both names"])
+def test_at_the_default_path_another_users_file_is_evaded_and_left_alone(sticky: Path, what: str) -> None:
+    default, beside = sticky / "map.txt", sticky / f"map.{NOBODY}.txt"
+    if what == "a link":
+        default.symlink_to("/etc/passwd")
+    else:
+        dump(default)
+    if what == "both names":
+        dump(beside)
+    before = os.lstat(default)
+    with as_nobody():
+        place = dump_place(default, default)
+        dump(place)
+        assert (place == beside) == (what != "both names")
+        assert place.name.startswith(f"map.{NOBODY}.")
+        assert place.suffix == ".txt"
+    assert os.lstat(default) == before
+    assert os.lstat(place).st_uid == NOBODY
+
+
+def test_the_users_own_file_at_the_default_path_is_replaced_and_a_named_path_is_never_changed(tmp_path: Path) -> None:
+    default = tmp_path / "map.txt"
+    assert dump_place(default, default) == default
+    dump(default)
+    assert dump_place(default, default) == default
+    default.unlink()
+    default.mkdir()
+    assert dump_place(default, default) != default
+    assert dump_place(default, tmp_path / "other") == default

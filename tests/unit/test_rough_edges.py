@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -72,6 +73,17 @@ def test_the_summary_replaces_a_link_and_is_for_its_owner_alone(tmp_path: Path) 
     assert link.stat().st_mode & 0o777 == 0o600
     assert "\\u001b[2J" in link.read_text()
     assert "\x1b" not in link.read_text()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_a_summary_for_which_there_is_no_space_is_refused_before_anything_is_started(tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", tmp_path], check=True)
+    try:
+        with pytest.raises(BadUsage, match="No space left on device"):
+            json_file.check_writable(tmp_path / "summary.json")
+        assert os.listdir(tmp_path) == []
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 def test_a_summary_that_cannot_be_written_leaves_the_old_one_and_nothing_else(
