@@ -18,7 +18,7 @@ from frida_rtetrack.commands.terminal import ProgramTerminal
 from frida_rtetrack.errors import NotLive, RtetrackError
 from frida_rtetrack.host import VERSION, Host
 from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_FRAMES, Options
-from frida_rtetrack.reporters import json_file, text
+from frida_rtetrack.reporters import json_file, streams, text
 from frida_rtetrack.reporters.console import ConsoleReporter, print_help_of
 from frida_rtetrack.target.engine import native_compiler
 
@@ -221,6 +221,7 @@ class _Run:
 
 def main() -> None:
     """The command `rtetrack-frida`."""
+    streams.open_closed_streams()
     try:
         cli()
     except RtetrackError as error:

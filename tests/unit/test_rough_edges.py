@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -28,6 +29,42 @@ def test_what_commands_a_terminal_is_shown_and_the_rest_is_left_as_it_is() -> No
 def test_the_console_says_nothing_that_commands_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     ConsoleReporter().problem("\x1b]0;owned\x07")
     assert capsys.readouterr().err == "rtetrack-frida: \\x1b]0;owned\\x07\n"
+
+
+_SPEAKS = """
+import sys
+from frida_rtetrack.reporters import streams
+from frida_rtetrack.reporters.console import ConsoleReporter
+streams.open_closed_streams()
+file = open(sys.argv[1], "w")
+assert file.fileno() > 2
+for _ in range(3):
+    ConsoleReporter().problem("something")
+    ConsoleReporter().output(b"of the program")
+file.write("the summary")
+file.close()
+sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize("how", ["", ">&- 2>&-", "<&- >&- 2>&-", "2>/dev/full >/dev/full", "reader gone"])
+def test_whoever_reads_or_does_not_the_run_goes_on_and_its_status_stays(tmp_path: Path, how: str) -> None:
+    summary, reader = tmp_path / "summary", subprocess.Popen(["true"], stdin=subprocess.PIPE)
+    assert reader.stdin is not None
+    reader.wait()
+    gone = how == "reader gone"
+    ran = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {"" if gone else how}', "sh", sys.executable, "-c", _SPEAKS, str(summary)],
+        stdout=reader.stdin if gone else subprocess.PIPE,
+        stderr=reader.stdin if gone else subprocess.PIPE,
+        check=False,
+    )
+    reader.stdin.close()
+    assert ran.returncode == 7, ran.stderr
+    assert summary.read_text() == "the summary"
+    assert b"Traceback" not in (ran.stderr or b"")
+    if not how:
+        assert ran.stderr == b"rtetrack-frida: something\n" * 3
 
 
 def test_what_makes_no_sense_is_bad_usage() -> None:
