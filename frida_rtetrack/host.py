@@ -163,6 +163,7 @@ class Host:
             wake=self._wake,
             on_end=lambda: self._work.finish("conclude", self._finish),
         )
+        self._session.dumper.check()
         self._session.pump.start()
         self._work.start()
         self._group.start_first()

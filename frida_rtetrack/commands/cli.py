@@ -18,7 +18,7 @@ from frida_rtetrack.commands.terminal import ProgramTerminal
 from frida_rtetrack.errors import BadUsage, NotLive, RtetrackError
 from frida_rtetrack.host import VERSION, Host
 from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_FRAMES, Options
-from frida_rtetrack.reporters import json_file, text
+from frida_rtetrack.reporters import json_file, streams, text
 from frida_rtetrack.reporters.console import ConsoleReporter, print_help_of
 from frida_rtetrack.reports.gate import Gate, read_suppressions, suppressions_for
 from frida_rtetrack.reports.summary import Summary
@@ -41,10 +41,10 @@ def _tracking_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--max-frames", type=click.IntRange(1, MAX_FRAMES), default=64, show_default=True, help="Frames of a stack."),
             click.option("--buffer", "buffer_mib", type=click.IntRange(1, 16384), default=64, show_default=True, metavar="MIB",
                          help="Size of the event ring in MiB."),
-            click.option("--dump-file", type=click.Path(path_type=Path), default=DEFAULT_DUMP_PATH, show_default=True,
+            click.option("--dump-file", type=click.Path(path_type=Path, readable=False), default=DEFAULT_DUMP_PATH, show_default=True,
                          envvar="RTE_MALLOC_TRACK_DUMP_FILE", help="Where SIGRTMIN and bad frees write the live allocations."),
             click.option("--dump-on-bad-free/--no-dump-on-bad-free", default=True, help="Write the dump at a bad free (default)."),
-            click.option("--summary", "summary_path", type=click.Path(path_type=Path), metavar="FILE", help="Write the summary as JSON."),
+            click.option("--summary", "summary_path", type=click.Path(path_type=Path, readable=False), metavar="FILE", help="Write the summary as JSON."),
             click.option("--follow-fork", is_flag=True, help="Track the children that it forks and programs that they or it execute, too."),
             click.option("--verify", is_flag=True, help="Compare with DPDK's own heap at the end."),
             click.option("--error-exitcode", type=click.IntRange(1, 255), metavar="N",
@@ -264,6 +264,7 @@ class _Run:
 
 def main() -> None:
     """The command `rtetrack-frida`."""
+    streams.open_closed_streams()
     try:
         cli()
     except RtetrackError as error:

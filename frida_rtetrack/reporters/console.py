@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from frida_rtetrack.observer import Observer
-from frida_rtetrack.reporters import text
+from frida_rtetrack.reporters import streams, text
+from frida_rtetrack.symbols.visible import visible
 from frida_rtetrack.target.target import Ending
 from frida_rtetrack.tracking.badfree import BadFreeReport
 
@@ -33,8 +34,7 @@ class ConsoleReporter(Observer):
     def say(self, *lines: str) -> None:
         """Prints lines to standard error, in one piece."""
         with self._lock:
-            sys.stderr.write("".join(text.visible(line) + "\n" for line in lines))
-            sys.stderr.flush()
+            streams.write(sys.stderr, "".join(visible(line) + "\n" for line in lines))
 
     def hooked(self, hooks: list[dict[str, str]]) -> None:
         if self._quiet or not hooks:
@@ -68,8 +68,7 @@ class ConsoleReporter(Observer):
         self.say(f"rtetrack-frida: {text}")
 
     def output(self, data: bytes) -> None:
-        sys.stdout.write(data.decode(errors="replace"))
-        sys.stdout.flush()
+        streams.write(sys.stdout, data.decode(errors="replace"))
 
     def ended(self, ending: Ending) -> None:
         pass
@@ -78,4 +77,4 @@ class ConsoleReporter(Observer):
 def print_help_of(error: Any) -> None:
     """Prints an error the way every error of ours looks."""
     hint = f" {error.hint}" if getattr(error, "hint", "") else ""
-    sys.stderr.write(text.visible(f"rtetrack-frida: {error}{hint}") + "\n")
+    streams.write(sys.stderr, visible(f"rtetrack-frida: {error}{hint}") + "\n")

@@ -10,6 +10,8 @@ from pathlib import Path
 from frida_rtetrack.errors import BadUsage
 from frida_rtetrack.reports.summary import Summary
 
+PROBE_BYTES = 1 << 16
+
 
 def check_writable(path: Path) -> None:
     """Raises BadUsage, before anything is started, where the summary could not be written at the end."""
@@ -22,6 +24,13 @@ def check_writable(path: Path) -> None:
         raise BadUsage(f"The summary cannot be written: {path} is a directory.", "Give the path of a file.")
     if not os.access(path if path.exists() and not path.is_file() else folder, os.W_OK):
         raise BadUsage(f"The summary cannot be written: no permission for {path}.", "Give another path.")
+    if not path.exists() or path.is_file():
+        try:
+            _write_beside(path, " " * PROBE_BYTES).unlink()
+        except OSError as error:
+            raise BadUsage(
+                f"The summary cannot be written to {path}: {error.strerror}.", "Give another path."
+            ) from None
 
 
 def write(path: Path, found: Summary) -> None:
@@ -33,12 +42,22 @@ def write(path: Path, found: Summary) -> None:
     if path.exists() and not path.is_file():
         path.write_text(document)
         return
+    temporary = _write_beside(path, document)
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _write_beside(path: Path, document: str) -> Path:
+    """A new file beside `path` with this in it, for its owner only; nothing is left where that fails. Raises OSError."""
     temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         with open(os.open(temporary, flags, 0o600), "w") as file:
             file.write(document)
-        os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    return temporary

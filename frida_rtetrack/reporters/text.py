@@ -19,22 +19,6 @@ from frida_rtetrack.tracking.map import BadFreeKind
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
-_CONTROLS = dict.fromkeys(
-    (*range(0x20), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-)
-
-
-def visible(line: str) -> str:
-    """`line` as it may go to a terminal: what a program put into a name to command it (ESC, C0 and C1 controls, changes
-    of the writing direction) is shown as `\\x1b`, and does nothing.
-    """
-    return line.translate({code: _escaped(code) for code in set(map(ord, line)) & _CONTROLS.keys()})
-
-
-def _escaped(code: int) -> str:
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
-
-
 def size(size_bytes: int) -> str:
     """`1,536 bytes`, `1.5 MiB`: exact below 10 KiB."""
     if abs(size_bytes) < 10 * 1024:

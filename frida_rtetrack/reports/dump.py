@@ -4,7 +4,7 @@
     0x140c27f80,81920,rte_service_core_states,/usr/lib/librte_eal.so.23(rte_service_init+0x4c) [0x7f0c2a1d0e4c] ...
 
 Fields are quoted as RFC 4180 says; lines end in "\\n", as rteMallocTrack wrote them. A type is the program's own bytes,
-in whatever encoding: they are in the file as they are.
+in whatever encoding; only what would command a terminal that the file is shown on is written as `\\x1b`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frida_rtetrack.errors import RtetrackError
+from frida_rtetrack.symbols.visible import visible
 
 HEADER = b"Addr,Size,Type,Backtrace"
 UNKNOWN_TYPE = b"<unknown>"
@@ -32,6 +33,7 @@ NO_BACKTRACE = "<NA>"
 
 _ROWS_PER_WRITE = 1 << 9
 """Some hundred KiB: pieces of several MiB would be memory fresh from the kernel each time."""
+_PROBE_BYTES = 1 << 16
 _NEEDS_QUOTES = re.compile(rb'[",\r\n]')
 _FRAME = re.compile(r"(.*?\[0x[0-9a-f]+\])(?: |\Z)", re.DOTALL)
 _HINTS = {
@@ -76,28 +78,18 @@ def write_dump(
     Raises:
         DumpError: the file cannot be written; nothing is left behind.
     """
-    directory, name = os.path.split(os.path.abspath(path))
-    temporary = f".{name[:200]}.{secrets.token_hex(8)}.tmp"
-    try:
-        directory_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise _dump_error(path, error) from error
-    try:
-        _check_replaceable(path, name, directory_fd)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        file_fd = os.open(temporary, flags, 0o600, dir_fd=directory_fd)
-        try:
-            with open(file_fd, "wb") as file:
-                _write_rows(file, blocks, label_text, stack_text)
-            os.replace(temporary, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary, dir_fd=directory_fd)
-            raise
-    except OSError as error:
-        raise _dump_error(path, error) from error
-    finally:
-        os.close(directory_fd)
+    with _folder_of(path) as (directory_fd, name), _temporary_file(directory_fd, name) as (file, temporary):
+        _write_rows(file, blocks, label_text, stack_text)
+        file.close()
+        os.replace(temporary, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+
+
+def check_dump(path: str | os.PathLike[str]) -> None:
+    """Raises DumpError where `write_dump` could not write there now, a full disk included. Leaves nothing behind."""
+    with _folder_of(path) as (directory_fd, name), _temporary_file(directory_fd, name) as (file, temporary):
+        file.write(bytes(_PROBE_BYTES))
+        file.close()
+        os.unlink(temporary, dir_fd=directory_fd)
 
 
 def read_dump(path: str | os.PathLike[str]) -> list[DumpRow]:
@@ -128,6 +120,37 @@ def split_frames(backtrace: str) -> list[str]:
     return _FRAME.findall(backtrace)
 
 
+@contextlib.contextmanager
+def _folder_of(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
+    """The descriptor of the directory that `path` lies in, and its name there, which may be replaced. Raises DumpError."""
+    directory, name = os.path.split(os.path.abspath(path))
+    try:
+        directory_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _dump_error(path, error) from error
+    try:
+        _check_replaceable(path, name, directory_fd)
+        yield directory_fd, name
+    except OSError as error:
+        raise _dump_error(path, error) from error
+    finally:
+        os.close(directory_fd)
+
+
+@contextlib.contextmanager
+def _temporary_file(directory_fd: int, name: str) -> Iterator[tuple[BinaryIO, str]]:
+    """A new file beside `name`, for its owner only, and what it is called; gone again if anything is raised."""
+    temporary = f".{name[:200]}.{secrets.token_hex(8)}.tmp"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with open(os.open(temporary, flags, 0o600, dir_fd=directory_fd), "wb") as file:
+            yield file, temporary
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary, dir_fd=directory_fd)
+        raise
+
+
 def _write_rows(
     file: BinaryIO,
     blocks: NDArray[np.void],
@@ -154,12 +177,18 @@ def _write_rows(
 
 
 def _type_bytes(text: bytes | None) -> bytes:
-    return UNKNOWN_TYPE if text is None else text.split(b"\0", 1)[0]
+    if text is None:
+        return UNKNOWN_TYPE
+    return _visible_bytes(text.split(b"\0", 1)[0].decode("utf-8", "surrogateescape"))
 
 
 def _backtrace_bytes(stack: int, stack_text: Callable[[int], str]) -> bytes:
     text = stack_text(stack) if stack else NO_BACKTRACE
-    return (text or NO_BACKTRACE).encode("utf-8", "surrogateescape")
+    return _visible_bytes(text or NO_BACKTRACE)
+
+
+def _visible_bytes(text: str) -> bytes:
+    return visible(text).encode("utf-8", "surrogateescape")
 
 
 def _quoted(field: bytes) -> bytes:
@@ -168,9 +197,11 @@ def _quoted(field: bytes) -> bytes:
 
 
 def _check_replaceable(path: str | os.PathLike[str], name: str, directory_fd: int) -> None:
-    """Refuses to put a file in the place of a directory, device, pipe or socket, be it through a link (/dev/stdout)."""
+    """Refuses to put a file in the place of a directory, device, pipe or socket, be it through a link (/dev/stdout), or
+    of another user's file in a sticky directory (the kernel would refuse that as well, once all is written)."""
     try:
-        mode = os.lstat(name, dir_fd=directory_fd).st_mode
+        there = os.lstat(name, dir_fd=directory_fd)
+        mode = there.st_mode
         if stat.S_ISLNK(mode):
             leads_to_process = os.readlink(name, dir_fd=directory_fd).startswith("/proc/")
             mode = stat.S_IFIFO if leads_to_process else os.stat(name, dir_fd=directory_fd).st_mode
@@ -178,6 +209,9 @@ def _check_replaceable(path: str | os.PathLike[str], name: str, directory_fd: in
         return
     if not stat.S_ISREG(mode):
         raise DumpError(f"Cannot write the dump {os.fspath(path)}: there is something that is no regular file.")
+    folder = os.stat(directory_fd)
+    if folder.st_mode & stat.S_ISVTX and os.geteuid() not in (0, there.st_uid, folder.st_uid):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 def _dump_error(path: str | os.PathLike[str], error: OSError) -> DumpError:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frida_rtetrack.observer import Observer
-from frida_rtetrack.reports.dump import DumpError, write_dump
+from frida_rtetrack.reports.dump import DumpError, check_dump, write_dump
+from frida_rtetrack.reports.dumpplace import dump_place
 from frida_rtetrack.stream.events import Mark, mark_of
 from frida_rtetrack.stream.pump import Subscriber
 from frida_rtetrack.symbols.names import BASELINE_LABEL, Names
@@ -44,6 +45,17 @@ class Dumper(Subscriber):
         self._last_bad_free_dump = 0.0
         self._bad_frees_dumped = 0
         self._waiting = 0
+        self._told = ""
+
+    def check(self) -> None:
+        """Has the user told, before anything runs, where the dump cannot be written, or goes to another place."""
+        place = dump_place(self._path)
+        if place != self._path:
+            self._observer.problem(f"Something of another user's is at {self._path}: the dump goes to {place}.")
+        try:
+            check_dump(place)
+        except DumpError as error:
+            self._tell(error)
 
     def on_mark(self, mark: np.void) -> None:
         """SIGRTMIN in the target, or in a child of it: the heap as it was right there."""
@@ -72,7 +84,7 @@ class Dumper(Subscriber):
 
     def write(self, path: Path | None, live: NDArray[np.void]) -> Path:
         """Writes these blocks, BLOCK_DTYPE (n,), to `path`, or where they always go. Raises DumpError."""
-        path = self._path if path is None else path
+        path = dump_place(self._path) if path is None else path
         live["label"][live["baseline"] & (live["label"] == 0)] = BASELINE_LABEL
         write_dump(path, live, self._names.label, self._names.stack_text)
         return path
@@ -87,6 +99,16 @@ class Dumper(Subscriber):
     def _write_and_tell(self, live: NDArray[np.void], why: str) -> None:
         self._waiting -= 1
         try:
-            self._observer.dumped(self.write(None, live), len(live), why)
+            path = self.write(None, live)
         except DumpError as error:
-            self._observer.problem(f"{error} {error.hint}".rstrip())
+            self._tell(error)
+        else:
+            self._told = ""
+            self._observer.dumped(path, len(live), why)
+
+    def _tell(self, error: DumpError) -> None:
+        """Once, as long as it stays so: every bad free would say it again."""
+        told = f"{error} {error.hint}".rstrip()
+        if told != self._told:
+            self._told = told
+            self._observer.problem(told)

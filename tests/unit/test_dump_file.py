@@ -7,6 +7,7 @@ import csv
 import os
 import resource
 import stat
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from frida_rtetrack.reports.dump import DumpError, DumpRow, read_dump, split_frames, write_dump
+from frida_rtetrack.reports.dump import DumpError, DumpRow, check_dump, read_dump, split_frames, write_dump
+from frida_rtetrack.reports.dumpplace import dump_place
+from frida_rtetrack.symbols.visible import visible
 
 BLOCK_DTYPE = np.dtype(
     [("address", "<u8"), ("size_bytes", "<u8"), ("label", "<u4"), ("stack", "<u4"), ("thread", "<u2")]
@@ -112,6 +115,10 @@ hostile_text = st.lists(
 ).map(b"".join)  # fmt: skip
 
 
+def as_shown(text: bytes) -> bytes:
+    return visible(text.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+
+
 @settings(max_examples=150, deadline=None, database=None)
 @given(types=st.lists(st.none() | hostile_text, min_size=1, max_size=6), backtrace=hostile_text)
 @example(types=[b"\r", b"\n", b'"', b",", b"", None], backtrace=b'"')
@@ -122,15 +129,23 @@ def test_hostile_types_and_paths_survive_a_round_trip(
     text = backtrace.decode("utf-8", "surrogateescape")
     blocks = blocks_of(*((n + 1, 1, n, 1) for n in range(len(types))))
     write_dump(path, blocks, types.__getitem__, lambda stack: text)
-    expected = [b"<unknown>" if kind is None else kind for kind in types]
+    expected = [b"<unknown>" if kind is None else as_shown(kind) for kind in types]
     rows = read_dump(path)
     assert [row.type.encode("utf-8", "surrogateescape") for row in rows] == expected
     assert [row.address for row in rows] == list(range(1, len(types) + 1))
-    assert {row.backtrace for row in rows} == {text or "<NA>"}
+    assert {row.backtrace for row in rows} == {visible(text) or "<NA>"}
     raw = path.read_bytes()
     assert all(kind.replace(b'"', b'""') in raw for kind in expected)
     with path.open(encoding="latin-1", newline="") as file:  # any reader of CSV sees the same fields
         assert [row[2].encode("latin-1") for row in csv.reader(file, strict=True)][1:] == expected
+
+
+def test_nothing_in_the_file_commands_the_terminal_that_it_is_shown_on(tmp_path: Path) -> None:
+    kind, frames = b"\x1b[2J\x9b1m\r\n\xe2\x80\xae\xff\xc3\xa4", "/lib/\x1b]0;owned\x07.so(f\x9b) [0x12]"
+    write_dump(tmp_path / "dump", ONE, lambda label: kind, lambda stack: frames)
+    assert (tmp_path / "dump").read_bytes().splitlines()[1:] == [
+        rb"0x1000,64,\x1b[2J\x9b1m\x0d\x0a\u202e" + b"\xff\xc3\xa4," + rb"/lib/\x1b]0;owned\x07.so(f\x9b) [0x12]"
+    ]
 
 
 def test_a_type_ends_at_its_first_nul(tmp_path: Path) -> None:
@@ -289,3 +304,65 @@ def test_roots_dump_does_not_follow_another_users_symlink(sticky: Path) -> None:
     assert victim.read_text() == "precious"
     assert os.lstat(sticky / "dump").st_uid == 0
     assert len(read_dump(sticky / "dump")) == 1
+
+
+def test_what_could_not_be_written_is_known_before_and_the_check_leaves_nothing(tmp_path: Path) -> None:
+    check_dump(tmp_path / "dump")
+    assert os.listdir(tmp_path) == []
+    dump(tmp_path / "dump")
+    check_dump(tmp_path / "dump")
+    assert len(read_dump(tmp_path / "dump")) == 1
+    with pytest.raises(DumpError, match="No such file or directory"):
+        check_dump(tmp_path / "missing" / "dump")
+    with pytest.raises(DumpError, match="no regular file"):
+        check_dump(Path("/dev/full"))
+
+
+@needs_root
+def test_a_full_disk_is_known_before(tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", tmp_path], check=True)
+    try:
+        with pytest.raises(DumpError, match="No space left on device"):
+            check_dump(tmp_path / "dump")
+        assert os.listdir(tmp_path) == []
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+@needs_root
+def test_another_users_file_is_known_before(sticky: Path) -> None:
+    dump(sticky / "dump")
+    with as_nobody(), pytest.raises(DumpError, match="not permitted"):
+        check_dump(sticky / "dump")
+
+
+@needs_root
+@pytest.mark.parametrize("what", ["a file", "a link", "both names"])
+def test_at_the_default_path_another_users_file_is_evaded_and_left_alone(sticky: Path, what: str) -> None:
+    default, beside = sticky / "map.txt", sticky / f"map.{NOBODY}.txt"
+    if what == "a link":
+        default.symlink_to("/etc/passwd")
+    else:
+        dump(default)
+    if what == "both names":
+        dump(beside)
+    before = os.lstat(default)
+    with as_nobody():
+        place = dump_place(default, default)
+        dump(place)
+        assert (place == beside) == (what != "both names")
+        assert place.name.startswith(f"map.{NOBODY}.")
+        assert place.suffix == ".txt"
+    assert os.lstat(default) == before
+    assert os.lstat(place).st_uid == NOBODY
+
+
+def test_the_users_own_file_at_the_default_path_is_replaced_and_a_named_path_is_never_changed(tmp_path: Path) -> None:
+    default = tmp_path / "map.txt"
+    assert dump_place(default, default) == default
+    dump(default)
+    assert dump_place(default, default) == default
+    default.unlink()
+    default.mkdir()
+    assert dump_place(default, default) != default
+    assert dump_place(default, tmp_path / "other") == default

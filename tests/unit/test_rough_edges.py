@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,18 +16,55 @@ from frida_rtetrack.commands.prompt import Prompt
 from frida_rtetrack.errors import BadUsage
 from frida_rtetrack.host import Host
 from frida_rtetrack.options import Options
-from frida_rtetrack.reporters import json_file, text
+from frida_rtetrack.reporters import json_file
 from frida_rtetrack.reporters.console import ConsoleReporter
+from frida_rtetrack.symbols.visible import visible
 
 
 def test_what_commands_a_terminal_is_shown_and_the_rest_is_left_as_it_is() -> None:
-    assert text.visible("a\x1b[2J\x07\r\n\x9b\x7f\u202e\u2066z") == r"a\x1b[2J\x07\x0d\x0a\x9b\x7f\u202e\u2066z"
-    assert text.visible("Gr\u00f6\u00dfe \u4e2d\u6587 <x>") == "Gr\u00f6\u00dfe \u4e2d\u6587 <x>"
+    assert visible("a\x1b[2J\x07\r\n\x9b\x7f\u202e\u2066z") == r"a\x1b[2J\x07\x0d\x0a\x9b\x7f\u202e\u2066z"
+    assert visible("Gr\u00f6\u00dfe \u4e2d\u6587 <x>") == "Gr\u00f6\u00dfe \u4e2d\u6587 <x>"
 
 
 def test_the_console_says_nothing_that_commands_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     ConsoleReporter().problem("\x1b]0;owned\x07")
     assert capsys.readouterr().err == "rtetrack-frida: \\x1b]0;owned\\x07\n"
+
+
+_SPEAKS = """
+import sys
+from frida_rtetrack.reporters import streams
+from frida_rtetrack.reporters.console import ConsoleReporter
+streams.open_closed_streams()
+file = open(sys.argv[1], "w")
+assert file.fileno() > 2
+for _ in range(3):
+    ConsoleReporter().problem("something")
+    ConsoleReporter().output(b"of the program")
+file.write("the summary")
+file.close()
+sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize("how", ["", ">&- 2>&-", "<&- >&- 2>&-", "2>/dev/full >/dev/full", "reader gone"])
+def test_whoever_reads_or_does_not_the_run_goes_on_and_its_status_stays(tmp_path: Path, how: str) -> None:
+    summary, reader = tmp_path / "summary", subprocess.Popen(["true"], stdin=subprocess.PIPE)
+    assert reader.stdin is not None
+    reader.wait()
+    gone = how == "reader gone"
+    ran = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {"" if gone else how}', "sh", sys.executable, "-c", _SPEAKS, str(summary)],
+        stdout=reader.stdin if gone else subprocess.PIPE,
+        stderr=reader.stdin if gone else subprocess.PIPE,
+        check=False,
+    )
+    reader.stdin.close()
+    assert ran.returncode == 7, ran.stderr
+    assert summary.read_text() == "the summary"
+    assert b"Traceback" not in (ran.stderr or b"")
+    if not how:
+        assert ran.stderr == b"rtetrack-frida: something\n" * 3
 
 
 def test_what_makes_no_sense_is_bad_usage() -> None:
@@ -71,6 +110,17 @@ def test_the_summary_replaces_a_link_and_is_for_its_owner_alone(tmp_path: Path) 
     assert link.stat().st_mode & 0o777 == 0o600
     assert "\\u001b[2J" in link.read_text()
     assert "\x1b" not in link.read_text()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_a_summary_for_which_there_is_no_space_is_refused_before_anything_is_started(tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", tmp_path], check=True)
+    try:
+        with pytest.raises(BadUsage, match="No space left on device"):
+            json_file.check_writable(tmp_path / "summary.json")
+        assert os.listdir(tmp_path) == []
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 def test_a_summary_that_cannot_be_written_leaves_the_old_one_and_nothing_else(

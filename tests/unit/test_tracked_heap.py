@@ -427,6 +427,8 @@ def test_a_dump_that_cannot_be_written_is_told_and_the_tracking_goes_on(rig: Rig
     rig.dump_path.mkdir()
     rig.write(mark(Mark.SIGNAL))
     assert len(rig.told.problems) == 1
+    rig.write(mark(Mark.SIGNAL))
+    assert len(rig.told.problems) == 1, "the same is said once"
     rig.write(allocated(A))
     assert rig.live() == {A}
 
