@@ -20,7 +20,8 @@ demo: setup native programs ## build a program with planted bugs, track it and s
 	@$(BIN)/python tests/programs/demo_verdict.py build/demo-summary.json
 
 test: check native programs source-programs ## everything: ruff, mypy, pytest
-	$(BIN)/pytest $(PYTEST_OPTIONS)
+	$(BIN)/pytest -n 2 tests/unit $(PYTEST_OPTIONS)
+	$(BIN)/pytest tests/integration $(PYTEST_OPTIONS)
 
 check: setup ## ruff and mypy only
 	$(BIN)/ruff check .
