@@ -43,6 +43,7 @@ class Session {
     this.hooks = []; // {function, module, address, how}
     this.entries = new Entries();
     this.modules = new Map(); // base -> record in the module table
+    this.modulesToHook = null; // while those that are there already are being told of
     // What a child must not have, unless it is to be followed.
     this.ours = options.followFork ? [MADV_DONTDUMP] : [MADV_DONTFORK, MADV_DONTDUMP];
     this.memory = map(options.sessionBytes, MAP_SHARED, fd, this.ours);
@@ -73,10 +74,19 @@ class Session {
     }
     this.startSigmark();
     if (this.options.verify) this.watchEnd();
-    this.observer = Process.attachModuleObserver({
+    this.followModules();
+  }
+
+  // Those that are there come first, one by one: nothing is hooked until the tables of all are known, since stacks go through any.
+  followModules() {
+    const there = this.modulesToHook = [];
+    const observer = Process.attachModuleObserver({
       onAdded: module => this.onModuleAdded(module),
       onRemoved: module => this.onModuleRemoved(module),
     });
+    this.modulesToHook = null;
+    there.forEach(module => this.tryModule(module, () => this.hookModule(module)));
+    this.observer = observer;
   }
 
   startExecProbe() {
@@ -107,11 +117,18 @@ class Session {
   }
 
   onModuleAdded(module) {
-    try {
+    this.tryModule(module, () => {
       this.modules.set(module.base.toString(),
         this.moduleLoaded(uint64(module.base.toString()), module.size, Memory.allocUtf8String(module.path)));
       this.engine.onModuleAdded(module);
-      this.hookModule(module);
+      if (this.modulesToHook !== null) this.modulesToHook.push(module);
+      else this.hookModule(module);
+    });
+  }
+
+  tryModule(module, work) {
+    try {
+      work();
     } catch (error) {
       send({ type: 'error', text: `${module.name}: ${error.message}` });
     }
