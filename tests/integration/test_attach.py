@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from tracked import Load, Runner, eventually, foreign_mappings, functions, threads
 
+from frida_rtetrack import Host, Options
+from frida_rtetrack.stream.events import StackEnd
+
 ROUNDS = int(os.environ.get("RTETRACK_TEST_ROUNDS", "30"))
 """Attach/detach rounds under load."""
 
@@ -253,3 +256,12 @@ def test_attaching_again_after_leaving_works(runner: Runner, engine: str) -> Non
         sites = tracked.summary["call_sites"]
         assert [site["bytes"] for site in sites if "keep" in functions(site["backtrace"])] == [size]
     assert program.finish() == 0
+
+
+def test_no_stack_is_cut_because_a_module_was_not_known_yet(runner: Runner) -> None:
+    load = runner.start_load(2)
+    for _ in range(3):
+        with Host.attach(load.process.pid, Options(dump_path=runner.folder / "dump")) as host:
+            host.sync()
+            assert host._group.memory.header["walks_ended"][StackEnd.NO_UNWIND_TABLE] == 0
+            assert host.stats().allocations > 0
