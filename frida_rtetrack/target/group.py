@@ -109,9 +109,9 @@ class TargetGroup:
             self._told.hooked(target.hooks)
 
     def check_dpdk_was_found(self) -> None:
-        """Raises LibraryNotFound or NoDpdk where there is a process without DPDK in it."""
+        """Raises LibraryNotFound or NoDpdk where there is a process without DPDK in it, other than one yet to begin."""
         for target in self.targets:
-            if not target.hooks:
+            if not target.hooks and target.gated is None:
                 raise self._without_dpdk(target)
 
     def look(self) -> None:
