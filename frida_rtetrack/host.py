@@ -26,6 +26,7 @@ from frida_rtetrack.stream.work import WorkQueue
 from frida_rtetrack.symbols import dpdk
 from frida_rtetrack.symbols.names import Names
 from frida_rtetrack.target import process
+from frida_rtetrack.target.agentoptions import check_options
 from frida_rtetrack.target.group import TargetGroup
 from frida_rtetrack.target.launch import launch
 from frida_rtetrack.target.sessionend import SessionEnd
@@ -54,6 +55,7 @@ class Host:
 
     def __init__(self, options: Options, observer: Observer | None = None) -> None:
         """Use `spawn` or `attach`."""
+        check_options(options)
         self.options = options
         self.observer = observer or Observer()
         self.tracking = TrackingMap()
@@ -72,7 +74,7 @@ class Host:
     @classmethod
     def spawn(
         cls,
-        argv: Sequence[str],
+        argv: Sequence[str | os.PathLike[str]],
         options: Options | None = None,
         observer: Observer | None = None,
         *,
@@ -88,6 +90,7 @@ class Host:
         """
         if not argv:
             raise BadUsage("No program was named to start.")
+        argv = process.argument_list(argv)
         host = cls(options or Options(), observer)
         dpdk.parse_symbols(host.options.symbols)
         path = process.find_program(argv[0])
@@ -97,7 +100,7 @@ class Host:
             process.check_attachable(pid)
         gated = launch(path, argv, terminal=terminal, keep_orphans=host.options.follow_fork)
         try:
-            host._begin(Target.launched(gated, tuple(argv)))
+            host._begin(Target.launched(gated, argv))
             if sharing:
                 host.tracking.mark_incomplete()
                 host._join_all(sharing, sharing)
