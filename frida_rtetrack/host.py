@@ -26,6 +26,7 @@ from frida_rtetrack.stream.work import WorkQueue
 from frida_rtetrack.symbols import dpdk
 from frida_rtetrack.symbols.names import Names
 from frida_rtetrack.target import process
+from frida_rtetrack.target.agentoptions import check_options
 from frida_rtetrack.target.group import TargetGroup
 from frida_rtetrack.target.launch import launch
 from frida_rtetrack.target.sessionend import SessionEnd
@@ -54,6 +55,7 @@ class Host:
 
     def __init__(self, options: Options, observer: Observer | None = None) -> None:
         """Use `spawn` or `attach`."""
+        check_options(options)
         self.options = options
         self.observer = observer or Observer()
         self.tracking = TrackingMap()
@@ -73,7 +75,7 @@ class Host:
     @classmethod
     def spawn(
         cls,
-        argv: Sequence[str],
+        argv: Sequence[str | os.PathLike[str]],
         options: Options | None = None,
         observer: Observer | None = None,
         *,
@@ -89,15 +91,20 @@ class Host:
         """
         if not argv:
             raise BadUsage("No program was named to start.")
+        argv = process.argument_list(argv)
         host = cls(options or Options(), observer)
         dpdk.parse_symbols(host.options.symbols)
         path = process.find_program(argv[0])
         process.check_executable(os.path.realpath(path), argv[0])
+        sharing = [process.find_process(str(other)) for other in also_attach]
+        for pid in sharing:
+            process.check_attachable(pid)
         gated = launch(path, argv, terminal=terminal, keep_orphans=host.options.follow_fork)
         try:
-            host._begin(Target.launched(gated, tuple(argv)))
-            for other in also_attach:
-                host.join(other)
+            host._begin(Target.launched(gated, argv))
+            if sharing:
+                host.tracking.mark_incomplete()
+                host._join_all(sharing, sharing)
         except BaseException:
             gated.kill()
             host.close()
@@ -126,17 +133,21 @@ class Host:
         try:
             process.check_attachable(pids[0])
             host._begin(Target.attach(pids[0]))
-            for pid in pids[1:]:
-                host.join(pid)
-            host._group.check_dpdk_was_found()
-            host._group.look()
-            host._session.heap.view.sharing_untracked = process.sharing_the_heap(pids)
-            host.baseline()
+            host._join_all(pids[1:], pids)
         except BaseException:
             host.close()
             raise
         host._group.tell_hooks()
         return host
+
+    def _join_all(self, pids: Sequence[int], running: Sequence[int]) -> None:
+        """Tracks `pids` too, and takes in what already lives in the heap of the `running` ones, which are tracked then."""
+        for pid in pids:
+            self.join(pid)
+        self._group.check_dpdk_was_found()
+        self._group.look()
+        self._session.heap.view.sharing_untracked = process.sharing_the_heap(running)
+        self.baseline()
 
     def join(self, pid: int | str) -> None:
         """Tracks the running process `pid` too; it shares the DPDK heap of the one that is tracked already."""

@@ -8,6 +8,7 @@ from pathlib import Path
 DEFAULT_DUMP_PATH = Path("/tmp/rteMallocTrackMapDump.txt")
 ENGINES = ("auto", "native", "portable")
 MAX_FRAMES = 256
+MAX_BUFFER_MIB = 16384
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from frida_rtetrack.commands.prompt import Prompt
 from frida_rtetrack.commands.terminal import ProgramTerminal
 from frida_rtetrack.errors import BadUsage, NotLive, RtetrackError
 from frida_rtetrack.host import VERSION, Host
-from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_FRAMES, Options
+from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_BUFFER_MIB, MAX_FRAMES, Options
 from frida_rtetrack.reporters import json_file, streams, text
 from frida_rtetrack.reporters.console import ConsoleReporter, print_help_of
 from frida_rtetrack.reports.gate import Gate, read_suppressions, suppressions_for
@@ -39,7 +39,7 @@ def _tracking_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--backtrace/--no-backtrace", default=True, envvar="RTE_MALLOC_TRACK_BACKTRACE", help="Record stacks (default)."),
             click.option("--free-backtrace/--no-free-backtrace", default=True, help="Record the stacks of frees too (default)."),
             click.option("--max-frames", type=click.IntRange(1, MAX_FRAMES), default=64, show_default=True, help="Frames of a stack."),
-            click.option("--buffer", "buffer_mib", type=click.IntRange(1, 16384), default=64, show_default=True, metavar="MIB",
+            click.option("--buffer", "buffer_mib", type=click.IntRange(1, MAX_BUFFER_MIB), default=64, show_default=True, metavar="MIB",
                          help="Size of the event ring in MiB."),
             click.option("--dump-file", type=click.Path(path_type=Path, readable=False), default=DEFAULT_DUMP_PATH, show_default=True,
                          envvar="RTE_MALLOC_TRACK_DUMP_FILE", help="Where SIGRTMIN and bad frees write the live allocations."),

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 HISTORY = Path("~/.rtetrack_frida_history")
 ORDERS = ("bytes", "blocks", "oldest")
+MOST_WORDS: dict[str, int | None] = {"dump": 1, "top": 2, "show": 1, "bad": 1, "send": None}
+"""How many words a command takes at the most; None: any number. Others take none."""
 
 
 class _Interrupted(Exception):
@@ -122,12 +124,20 @@ class Prompt:
             self._print(f"There is no command {words[0]}. `help` lists them.")
             return
         try:
+            self._check_count(words)
             for answer in command(words[1:]):
                 self._print(answer)
         except RtetrackError as error:
             self._print(f"{error} {error.hint}".rstrip())
         except Exception as error:  # a bug of ours must not end the session
             self._print(f"{words[0]} failed: {error!r}. Please report this.")
+
+    def _check_count(self, words: list[str]) -> None:
+        """What is too much may be meant otherwise: `kill me now` kills nothing."""
+        most = MOST_WORDS.get(words[0], 0)
+        if most is not None and len(words) - 1 > most:
+            usage = str(self._commands[words[0]].__doc__).split("  ")[0]
+            raise BadUsage(f"{words[0]} does not take {' '.join(words[1:])}.", f"It is: {usage}")
 
     def _print(self, line: str) -> None:
         """Prints while no prompt is shown: straight to the terminal, so that it is there before the next prompt is."""

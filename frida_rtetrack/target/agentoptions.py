@@ -7,8 +7,18 @@ import signal
 from typing import Any
 
 from frida_rtetrack.errors import BadUsage
-from frida_rtetrack.options import Options
+from frida_rtetrack.options import ENGINES, MAX_BUFFER_MIB, MAX_FRAMES, Options
 from frida_rtetrack.stream.ring import SessionMemory
+
+
+def check_options(options: Options) -> None:
+    """Raises BadUsage for options that no agent can follow."""
+    if options.engine not in ENGINES:
+        raise BadUsage(f"There is no engine {options.engine}.", f"These are: {', '.join(ENGINES)}.")
+    if not 1 <= options.max_frames <= MAX_FRAMES:
+        raise BadUsage(f"A stack cannot have {options.max_frames} frames at the most.", f"Give 1 to {MAX_FRAMES}.")
+    if not 1 <= options.buffer_mib <= MAX_BUFFER_MIB:
+        raise BadUsage(f"The ring cannot have {options.buffer_mib} MiB.", f"Give 1 to {MAX_BUFFER_MIB}.")
 
 
 def chosen_engine(options: Options) -> str:

@@ -109,9 +109,9 @@ class TargetGroup:
             self._told.hooked(target.hooks)
 
     def check_dpdk_was_found(self) -> None:
-        """Raises LibraryNotFound or NoDpdk where there is a process without DPDK in it."""
+        """Raises LibraryNotFound or NoDpdk where there is a process without DPDK in it, other than one yet to begin."""
         for target in self.targets:
-            if not target.hooks:
+            if not target.hooks and target.gated is None:
                 raise self._without_dpdk(target)
 
     def look(self) -> None:
@@ -237,8 +237,12 @@ class TargetGroup:
     # ---- asking and telling
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        """Calls the first agent that is still there, of those that found DPDK if any did. Raises NotLive if none is."""
-        for target in sorted(self.targets, key=lambda target: not target.hooks):
+        """Calls the first agent that is still there. Raises NotLive if none is.
+
+        Of those that found DPDK, if any did, and of those rather one that was joined while it ran than one that was
+        launched: that one may not have its heap yet.
+        """
+        for target in sorted(self.targets, key=lambda target: (not target.hooks, target.gated is not None)):
             if target.is_tracked and not target.cleaned_up:
                 try:
                     return target.call(method, *arguments)

@@ -7,10 +7,14 @@ watches the keeper's child with child gating; it then replaces itself with the p
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +24,9 @@ from frida_rtetrack.errors import AgentFailed, NoSuchProgram
 from frida_rtetrack.target.agentlink import HELD_OPTIONS
 
 LAUNCH_SECONDS = 30.0
+_WALL = 0x40000000  # linux/wait.h: also what is traced and no child of ours
+REAP_SECONDS = 5.0
+"""For the keeper to hear that the program has ended, once it has."""
 
 # The keeper and, forked from it, what becomes the program. Signals that Python ignores are put back; the environment is
 # as it was given. Arguments: the descriptors (ready, go, status), 1 to take standard input as the controlling terminal,
@@ -89,15 +96,19 @@ class GatedProgram:
 
     def kill(self) -> None:
         """Ends a program that cannot be tracked."""
-        _kill(self.pid)
+        _end(self.pid)
 
     def wait_status(self) -> int | None:
-        """Waits for the program's end and returns its status as waitpid does; None if the keeper was killed."""
+        """The status of a program that has ended, as waitpid gives it; None where the keeper does not learn of it."""
         if self._wait_status is None and self._status_fd >= 0:
+            _take_from_tracer(self.pid)
             data = b""
-            while not data.endswith(b"\n") and (more := os.read(self._status_fd, 64)):
+            while not data.endswith(b"\n") and select.select([self._status_fd], [], [], REAP_SECONDS)[0]:
+                more = os.read(self._status_fd, 64)
+                if not more:
+                    break
                 data += more
-            self._wait_status = int(data) if data else None
+            self._wait_status = int(data) if data.endswith(b"\n") else None
             os.close(self._status_fd)
             self._status_fd = -1
         return self._wait_status
@@ -113,9 +124,8 @@ class GatedProgram:
 
     def close(self) -> None:
         """Lets the keeper go, once the program has ended; what was left behind becomes init's."""
-        if self._wait_status is not None:
-            self._keeper.kill()
-            self._keeper.wait()
+        self._keeper.kill()
+        self._keeper.wait()
 
 
 def launch(path: str, argv: Sequence[str], *, terminal: int | None = None, keep_orphans: bool = False) -> GatedProgram:
@@ -160,7 +170,8 @@ def launch(path: str, argv: Sequence[str], *, terminal: int | None = None, keep_
         return GatedProgram(pid, device.attach(pid, **HELD_OPTIONS), keeper, status)
     except BaseException:
         if pid:
-            _kill(pid)
+            _end(pid)
+        keeper.kill()
         keeper.wait()
         os.close(status)
         raise
@@ -185,8 +196,21 @@ def _wait_for_exec(arrived: threading.Event, ready: int, path: str) -> None:
         raise NoSuchProgram(f"{path} cannot be executed: {failure.decode()}.", "Give a program that runs on its own.")
 
 
-def _kill(pid: int) -> None:
+def _take_from_tracer(pid: int) -> bool:
+    """Has the kernel tell the keeper of the end of `pid`, which it does when its tracer has taken note of it.
+
+    Frida traces from this process what it holds, and takes no note of an end before the program was resumed. False:
+    `pid` has not ended yet.
+    """
     try:
-        os.kill(pid, 9)
-    except ProcessLookupError:
-        pass
+        return os.waitpid(pid, _WALL | os.WNOHANG)[0] == pid
+    except ChildProcessError:  # not traced, or Frida was faster
+        return True
+
+
+def _end(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + REAP_SECONDS
+    while not _take_from_tracer(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)

@@ -31,6 +31,17 @@ _PT_INTERP = 3
 _PT_DYNAMIC = 2
 
 
+def argument_list(argv: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
+    """The argument list as the kernel takes it. Raises BadUsage."""
+    try:
+        words = tuple(os.fspath(word) for word in argv)
+        if not isinstance(argv, str) and all(isinstance(word, str) and "\0" not in word for word in words):
+            return words
+    except TypeError:
+        pass
+    raise BadUsage("The program and its arguments are not a list of texts.", 'For example: ["./app", "-m", "512"].')
+
+
 def find_program(name: str) -> str:
     """The path of the program that `name` means to a shell. Raises NoSuchProgram."""
     path = shutil.which(name)
@@ -38,6 +49,8 @@ def find_program(name: str) -> str:
         return path
     if os.path.isdir(name):
         raise NoSuchProgram(f"{name} is a directory, not a program.")
+    if os.path.exists(name) and os.access(name, os.X_OK):  # a shell would not look here either
+        raise NoSuchProgram(f"{name} is not in PATH.", f"For the one in this folder give ./{name}.")
     if os.path.exists(name):
         raise NoSuchProgram(f"{name} is not executable.", f"Make it executable with `chmod +x {name}`.")
     raise NoSuchProgram(f"There is no program {name}.")
@@ -125,6 +138,10 @@ def _has_name(pid: int, name: str) -> bool:
 def check_attachable(pid: int) -> None:
     """Raises what stands in the way of attaching to `pid`, as far as /proc tells before anything is touched."""
     status = _status(pid)
+    if pid == os.getpid():
+        raise BadUsage("rtetrack-frida cannot track itself.", "Give another process.")
+    if status.get("Kthread") == "1" or (status.get("State", "Z")[0] != "Z" and "VmSize" not in status):
+        raise NoSuchProcess(f"Process {pid} ({process_name(pid)}) is a thread of the kernel.", "Give a program's pid.")
     if status.get("State", "").startswith("Z"):
         if len(os.listdir(f"/proc/{pid}/task")) > 1:
             raise ArrivalRefused(

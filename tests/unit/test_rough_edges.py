@@ -13,12 +13,13 @@ from typing import Any, cast
 import pytest
 
 from frida_rtetrack.commands.prompt import Prompt
-from frida_rtetrack.errors import BadUsage
+from frida_rtetrack.errors import BadUsage, NoSuchProcess, NoSuchProgram
 from frida_rtetrack.host import Host
 from frida_rtetrack.options import Options
 from frida_rtetrack.reporters import json_file
 from frida_rtetrack.reporters.console import ConsoleReporter
 from frida_rtetrack.symbols.visible import visible
+from frida_rtetrack.target import process
 
 
 def test_what_commands_a_terminal_is_shown_and_the_rest_is_left_as_it_is() -> None:
@@ -75,6 +76,12 @@ def test_what_makes_no_sense_is_bad_usage() -> None:
         lambda: host.top(-1),
         lambda: host.top(3, "names"),
         lambda: Host.spawn([]),
+        lambda: Host.spawn(cast(Any, ["/bin/true", 3])),
+        lambda: Host.spawn("/bin/true"),
+        lambda: Host.attach(os.getpid()),
+        lambda: Host(Options(max_frames=-3)),
+        lambda: Host(Options(engine="steam")),
+        lambda: Host(Options(buffer_mib=0)),
     ):
         with pytest.raises(BadUsage):
             ask()
@@ -94,6 +101,34 @@ def test_nothing_that_is_typed_ends_the_prompt() -> None:
         "0x1ffffffffffffffffffff is no address. An address has 64 bits.",
         "stats failed: KeyError('a bug'). Please report this.",
     ]
+
+
+def test_words_too_many_are_refused_and_nothing_is_done() -> None:
+    prompt = Prompt(cast(Any, None), cast(Any, None), None, spawned=True, on_interrupt=lambda: None)
+    prompt._screen = screen = io.StringIO()
+    for line in ("kill me now", "quit now", "bad 3 4", "dump a b"):
+        prompt.execute(line)
+    assert screen.getvalue().splitlines() == [
+        "kill does not take me now. It is: kill",
+        "quit does not take now. It is: quit",
+        "bad does not take 3 4. It is: bad [N]",
+        "dump does not take a b. It is: dump [FILE]",
+    ]
+    assert not prompt._leaving
+
+
+def test_a_program_in_this_folder_is_not_called_not_executable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "leak").touch(mode=0o755)
+    with pytest.raises(NoSuchProgram, match="leak is not in PATH") as raised:
+        process.find_program("leak")
+    assert "./leak" in raised.value.hint
+
+
+def test_a_thread_of_the_kernel_is_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_status", lambda pid: {"State": "S (sleeping)", "Uid": "0 0 0 0"})
+    with pytest.raises(NoSuchProcess, match="thread of the kernel"):
+        process.check_attachable(2)
 
 
 def _document(content: object) -> Any:
