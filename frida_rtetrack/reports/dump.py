@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frida_rtetrack.errors import RtetrackError
-from frida_rtetrack.symbols.visible import visible
+from frida_rtetrack.symbols.visible import visible_text
 
 HEADER = b"Addr,Size,Type,Backtrace"
 UNKNOWN_TYPE = b"<unknown>"
@@ -188,7 +188,7 @@ def _backtrace_bytes(stack: int, stack_text: Callable[[int], str]) -> bytes:
 
 
 def _visible_bytes(text: str) -> bytes:
-    return visible(text).encode("utf-8", "surrogateescape")
+    return visible_text(text).encode("utf-8", "surrogateescape")
 
 
 def _quoted(field: bytes) -> bytes:

@@ -9,11 +9,17 @@ _COMMANDS = re.compile(
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # change the direction of writing
     "\udc80-\udc9f]"  # bytes that are no UTF-8 and would be C1 where the terminal takes single bytes (PEP 383)
 )
+_ENDS_OF_LINES = re.compile("([\r\n])")
 
 
 def visible(line: str) -> str:
     """`line` as it may go to a terminal, or into a file that is looked at on one: ESC is shown as `\\x1b`."""
     return _COMMANDS.sub(_escaped, line)
+
+
+def visible_text(text: str) -> str:
+    """The same where a text may have several lines, as a field of CSV: the ends of lines stay."""
+    return "".join(part if part in "\r\n" else visible(part) for part in _ENDS_OF_LINES.split(text))
 
 
 def _escaped(found: re.Match[str]) -> str:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from frida_rtetrack.reports.dump import DumpError, DumpRow, check_dump, read_dump, split_frames, write_dump
 from frida_rtetrack.reports.dumpplace import dump_place
-from frida_rtetrack.symbols.visible import visible
+from frida_rtetrack.symbols.visible import visible_text
 
 BLOCK_DTYPE = np.dtype(
     [("address", "<u8"), ("size_bytes", "<u8"), ("label", "<u4"), ("stack", "<u4"), ("thread", "<u2")]
@@ -116,7 +116,7 @@ hostile_text = st.lists(
 
 
 def as_shown(text: bytes) -> bytes:
-    return visible(text.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+    return visible_text(text.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
 
 @settings(max_examples=150, deadline=None, database=None)
@@ -133,7 +133,7 @@ def test_hostile_types_and_paths_survive_a_round_trip(
     rows = read_dump(path)
     assert [row.type.encode("utf-8", "surrogateescape") for row in rows] == expected
     assert [row.address for row in rows] == list(range(1, len(types) + 1))
-    assert {row.backtrace for row in rows} == {visible(text) or "<NA>"}
+    assert {row.backtrace for row in rows} == {visible_text(text) or "<NA>"}
     raw = path.read_bytes()
     assert all(kind.replace(b'"', b'""') in raw for kind in expected)
     with path.open(encoding="latin-1", newline="") as file:  # any reader of CSV sees the same fields
@@ -141,10 +141,10 @@ def test_hostile_types_and_paths_survive_a_round_trip(
 
 
 def test_nothing_in_the_file_commands_the_terminal_that_it_is_shown_on(tmp_path: Path) -> None:
-    kind, frames = b"\x1b[2J\x9b1m\r\n\xe2\x80\xae\xff\xc3\xa4", "/lib/\x1b]0;owned\x07.so(f\x9b) [0x12]"
+    kind, frames = b"\x1b[2J\x9b1m\xe2\x80\xae\xff\xc3\xa4", "/lib/\x1b]0;owned\x07.so(f\x9b) [0x12]"
     write_dump(tmp_path / "dump", ONE, lambda label: kind, lambda stack: frames)
     assert (tmp_path / "dump").read_bytes().splitlines()[1:] == [
-        rb"0x1000,64,\x1b[2J\x9b1m\x0d\x0a\u202e" + b"\xff\xc3\xa4," + rb"/lib/\x1b]0;owned\x07.so(f\x9b) [0x12]"
+        rb"0x1000,64,\x1b[2J\x9b1m\u202e" + b"\xff\xc3\xa4," + rb"/lib/\x1b]0;owned\x07.so(f\x9b) [0x12]"
     ]
 
 
