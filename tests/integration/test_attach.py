@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
@@ -265,3 +266,5 @@ def test_no_stack_is_cut_because_a_module_was_not_known_yet(runner: Runner) -> N
             host.sync()
             assert host._group.memory.header["walks_ended"][StackEnd.NO_UNWIND_TABLE] == 0
             assert host.stats().allocations > 0
+    del host
+    gc.collect()  # else the session's memory is still mapped here, and this process looks like one that is tracked
