@@ -367,6 +367,7 @@ class Host:
                 version=VERSION,
                 engine=self.engine,
                 compiler=self.compiler,
+                hooks=len(self.hooks),
                 pid=self.pid,
                 argv=self.argv,
                 ending=self.ending or Ending(None, None, "running"),

@@ -77,16 +77,15 @@ class Session {
     this.followModules();
   }
 
-  // Those that are there come first, one by one: nothing is hooked until the tables of all are known, since stacks go through any.
+  // Those that are there come first, one by one. Nothing is hooked until the tables of all are known: stacks go through any.
   followModules() {
     const there = this.modulesToHook = [];
-    const observer = Process.attachModuleObserver({
+    this.observer = Process.attachModuleObserver({
       onAdded: module => this.onModuleAdded(module),
       onRemoved: module => this.onModuleRemoved(module),
     });
     this.modulesToHook = null;
     there.forEach(module => this.tryModule(module, () => this.hookModule(module)));
-    this.observer = observer;
   }
 
   startExecProbe() {
@@ -122,7 +121,7 @@ class Session {
         this.moduleLoaded(uint64(module.base.toString()), module.size, Memory.allocUtf8String(module.path)));
       this.engine.onModuleAdded(module);
       if (this.modulesToHook !== null) this.modulesToHook.push(module);
-      else this.hookModule(module);
+      else this.hookModule(module, true);
     });
   }
 
@@ -143,14 +142,14 @@ class Session {
     this.hooks = this.hooks.filter(hook => hook.module !== module.path);
   }
 
-  hookModule(module) {
+  hookModule(module, loadedSince = false) {
     if (!this.functions.areIn(module)) return;
     const own = this.heap.claim();
     if (this.options.ownHeap && !own) {
       send({ type: 'another heap', module: module.name });
       return;
     }
-    if (this.observer !== undefined) keepLoaded(module);
+    if (loadedSince) keepLoaded(module);
     const { functions, optimized } = this.functions.toBeHooked(module);
     functions.forEach(([, address]) => this.entries.save(address)); // all before any is hooked: they may be close together
     const hooked = [];

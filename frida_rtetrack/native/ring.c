@@ -68,11 +68,15 @@ INLINE int append_at(struct thread_slot *thread, uint64_t units, uint32_t what, 
 
 #define WHAT(kind, api, socket) ((uint32_t) (kind) | (uint32_t) (api) << 8 | ((uint32_t) (socket) & 0xff) << 16)
 
-/* Says what ticks are in ns from here on. Dropped it is not tried again soon: the one before holds for minutes. */
+/*
+ * Says what ticks are in ns from here on. It counts as said once the mark has its place: whoever finds that it was goes
+ * behind it. Dropped it is not tried again soon: the one before holds for minutes.
+ */
 static __attribute__((noinline)) void note_clock(struct thread_slot *thread) {
     struct clock_reading now = read_clock();
-    agent.clock_noted = now.ticks >> EVENT_TIME_SHIFT;
-    append_at(thread, agent.clock_noted, WHAT(EVENT_MARK, MARK_CLOCK, 0), now.ticks, 0, (uint32_t) now.ns, (uint32_t) (now.ns >> 32));
+    uint64_t units = now.ticks >> EVENT_TIME_SHIFT;
+    append_at(thread, units, WHAT(EVENT_MARK, MARK_CLOCK, 0), now.ticks, 0, (uint32_t) now.ns, (uint32_t) (now.ns >> 32));
+    agent.clock_noted = units;
 }
 
 /*

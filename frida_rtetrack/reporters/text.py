@@ -9,7 +9,7 @@ import signal
 from collections.abc import Iterator
 
 from frida_rtetrack.reports.stats import Stats
-from frida_rtetrack.reports.summary import CallSite, Leaks, Summary
+from frida_rtetrack.reports.summary import LEAK_SITES, CallSite, Leaks, Summary
 from frida_rtetrack.symbols.names import Names, Stack, Thread
 from frida_rtetrack.symbols.symbolizer import Frame
 from frida_rtetrack.tracking.badfree import BadFreeReport
@@ -214,8 +214,10 @@ def leaks(found: Leaks) -> Iterator[str]:
         yield f"at rte_eal_cleanup: everything was freed {eal}"
         return
     yield f"not freed at rte_eal_cleanup: {size(found.size_bytes)} in {count(found.blocks, 'block')} {eal}"
-    for site in found.call_sites:
+    for site in found.call_sites[:LEAK_SITES]:
         yield from call_site(site)
+    if len(found.call_sites) > LEAK_SITES:
+        yield f"  ... and {count(len(found.call_sites) - LEAK_SITES, 'call site')} more"
 
 
 def verified(found: HeapDifference, names: Names) -> Iterator[str]:

@@ -71,7 +71,9 @@ class Gate:
     suppressions: Sequence[Suppression] = ()
 
     def failures(self, found: Summary) -> list[str]:
-        """What is wrong with a run, one sentence each; empty: it passes."""
+        """What is wrong with a run, one sentence each; empty: it passes. Nothing tracked is no pass."""
+        if not found.hooks:
+            return ["Nothing was tracked."]
         return [*self._bad_frees(found), *self._leaks(found), *self._others(found)]
 
     def unused(self) -> list[Suppression]:

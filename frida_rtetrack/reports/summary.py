@@ -46,6 +46,7 @@ class Leaks:
     """Those that rte_eal_init itself allocated; not in `blocks`."""
     eal_bytes: int
     call_sites: tuple[CallSite, ...]
+    """All of them, most bytes first; LEAK_SITES are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,8 @@ class Summary:
     version: str
     engine: str
     compiler: str
+    hooks: int
+    """Functions of DPDK that were hooked; 0: nothing was tracked."""
     pid: int
     argv: tuple[str, ...]
     ending: Ending
@@ -129,7 +132,7 @@ class Summary:
                 "blocks": self.leaks.blocks,
                 "bytes": self.leaks.size_bytes,
                 "eal": {"blocks": self.leaks.eal_blocks, "bytes": self.leaks.eal_bytes},
-                "call_sites": [_call_site_json(site) for site in self.leaks.call_sites],
+                "call_sites": [_call_site_json(site) for site in self.leaks.call_sites[:LEAK_SITES]],
             },
             "verify": None if self.verified is None else self._verify_json(self.verified),
         }
@@ -159,6 +162,7 @@ def summarize(
     version: str,
     engine: str,
     compiler: str,
+    hooks: int,
     pid: int,
     argv: tuple[str, ...],
     ending: Ending,
@@ -173,6 +177,7 @@ def summarize(
         version=version,
         engine=engine,
         compiler=compiler,
+        hooks=hooks,
         pid=pid,
         argv=argv,
         ending=ending,
@@ -254,7 +259,7 @@ def leaks(live: NDArray[np.void], eal_ranges: Sequence[tuple[int, int]], names: 
         int(own["size_bytes"].sum()),
         int(of_eal.sum()),
         int(live["size_bytes"][of_eal].sum()),
-        tuple(call_sites(own, names, LEAK_SITES)),
+        tuple(call_sites(own, names, max(own.size, 1))),
     )
 
 

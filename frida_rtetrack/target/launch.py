@@ -20,13 +20,16 @@ from typing import Any
 
 import frida
 
-from frida_rtetrack.errors import AgentFailed, NoSuchProgram
+from frida_rtetrack.errors import AgentFailed, NoSuchProgram, TargetEnded
 from frida_rtetrack.target.agentlink import HELD_OPTIONS
 
 LAUNCH_SECONDS = 30.0
 _WALL = 0x40000000  # linux/wait.h: also what is traced and no child of ours
 REAP_SECONDS = 5.0
 """For the keeper to hear that the program has ended, once it has."""
+
+_GONE = (frida.ProcessNotFoundError, frida.InvalidArgumentError, frida.InvalidOperationError, frida.NotSupportedError)
+"""What Frida calls it that a program it holds has ended: which one depends on how far it came."""
 
 # The keeper and, forked from it, what becomes the program. Signals that Python ignores are put back; the environment is
 # as it was given. Arguments: the descriptors (ready, go, status), 1 to take standard input as the controlling terminal,
@@ -86,13 +89,18 @@ class GatedProgram:
     def __init__(self, pid: int, session: frida.Session, keeper: subprocess.Popen[bytes], status: int) -> None:
         self.pid = pid
         self.session = session
+        self.resumed = False
         self._keeper = keeper
         self._status_fd = status
         self._wait_status: int | None = None
 
     def resume(self) -> None:
-        """Lets the program run."""
-        frida.get_local_device().resume(self.pid)
+        """Lets the program run. Raises TargetEnded."""
+        try:
+            frida.get_local_device().resume(self.pid)
+        except _GONE:
+            raise TargetEnded("The program ended before it was let run.") from None
+        self.resumed = True
 
     def kill(self) -> None:
         """Ends a program that cannot be tracked."""

@@ -25,6 +25,7 @@ from frida_rtetrack.errors import (
 SESSION_NAME = "rtetrack-session"
 """The name of the memfd: seen in the target's /proc/PID/maps while it is tracked."""
 
+_AGENT = "/memfd:frida-agent"
 _ELF_MACHINES = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64", 21: "ppc64", 258: "loongarch64"}
 TRACER_PATIENCE_S = 1.0
 _PT_INTERP = 3
@@ -170,7 +171,7 @@ def check_attachable(pid: int) -> None:
         raise not_permitted(pid) from None
     except OSError:
         raise NoSuchProcess(f"There is no process {pid}.") from None
-    if f"memfd:{SESSION_NAME}" in maps:
+    if f"/memfd:{SESSION_NAME}" in maps and _AGENT in maps:  # a host has the first mapped, too
         raise AlreadyTracked(f"Process {pid} is already being tracked by another rtetrack-frida.")
     check_executable(f"/proc/{pid}/exe", f"Process {pid} ({process_name(pid)})")
 
@@ -246,7 +247,7 @@ def wait_for_agents_end(pid: int, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
-            if "/memfd:frida-agent" not in Path(f"/proc/{pid}/maps").read_text():
+            if _AGENT not in Path(f"/proc/{pid}/maps").read_text():
                 return
         except OSError:
             return

@@ -240,6 +240,8 @@ class Target:
         self._dismiss_standin()
         if self._pidfd < 0:
             return
+        if self.gated is not None and not self.gated.resumed:
+            self.gated.kill()  # else it would begin, untracked, when Frida's hold on it ends with this process
         if self.gated is not None and self.is_gone():
             self.gated.wait_status()
             self.gated.close()

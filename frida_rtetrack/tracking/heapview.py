@@ -47,8 +47,9 @@ class HeapView(Subscriber):
     ) -> None:
         """`ask("snapshot", number)` has an agent put a snapshot into the stream; it raises RtetrackError.
 
-        `is_ours(mark)`: whether a target wrote it, not a forked child; `owner()`: whose the heap is. `lock`, `ended`, `deaf`: the pump's. `later(what, task)`
-        has a task run where it may wait. `on_problem` is told of a loss, and of what could not be healed.
+        `is_ours(mark)`: whether a target wrote it, not a forked child; `owner()`: whose the heap is. `lock`, `ended`,
+        `deaf`: the pump's. `later(what, task)` has a task run where it may wait. `on_problem` is told of a loss, and of
+        what could not be healed or verified.
         """
         self.verified: HeapDifference | None = None
         """What the last `verify` found, or the one that the agent did when the program ended."""

@@ -49,6 +49,20 @@ def test_a_program_that_dies_while_the_agent_begins_ends_the_spawn(
     assert time.monotonic() - started < AT_ONCE_S
 
 
+def test_a_program_that_is_gone_cannot_be_resumed_and_one_that_never_was_does_not_begin(
+    runner: Runner, tmp_path: Path
+) -> None:
+    with Host.spawn([runner.program("demo")], resume=False) as gone:
+        gone.kill()
+        with pytest.raises(TargetEnded):
+            gone.resume()
+    left = tmp_path / "left"
+    with Host.spawn(["/bin/sh", "-c", f"touch {left}"], resume=False) as never:
+        pid = never.pid
+    assert not Path(f"/proc/{pid}").exists()
+    assert not left.exists()
+
+
 def test_also_attach_of_what_is_not_there_or_has_no_dpdk_starts_nothing(runner: Runner, tmp_path: Path) -> None:
     left = tmp_path / "left"
     program = ["/bin/sh", "-c", f"touch {left}"]

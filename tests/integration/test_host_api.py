@@ -102,6 +102,15 @@ def test_errors_are_exceptions_and_leave_no_threads(runner: Runner) -> None:
     assert api.stdout.splitlines() == ["NoDpdk", "NoSuchProcess", "NoSuchProcess", "NoSuchProgram", "left []"]
 
 
+def test_a_host_is_no_tracked_process(runner: Runner) -> None:
+    program = runner.start_ready("waiter")
+    with Host.attach(program.pid):
+        path, arguments = script(runner, ERRORS)
+        api = runner.python(path, *arguments)  # whose parent, this process, has the session memory mapped
+        assert api.finish() == 0, api.stderr
+        assert api.stdout.splitlines()[0] == "NoDpdk"
+
+
 def test_a_host_that_was_closed_and_dropped_gives_its_memory_back(runner: Runner) -> None:
     program = runner.start_ready("waiter")
     with Host.attach(program.pid) as host:

@@ -281,11 +281,13 @@ def test_a_launcher_that_starts_what_cannot_be_joined_says_so_and_lets_it_run(ru
     assert "is fully static" in tracked.stderr
 
 
+PAIR_WORDS = ("-m", "64", "--no-pci", "--no-telemetry", "--file-prefix", f"pair{os.getpid()}", "--log-level", "error")
+
+
 def start_pair(runner: Runner) -> list[Any]:
-    words = ["-m", "64", "--no-pci", "--no-telemetry", "--file-prefix", f"pair{os.getpid()}", "--log-level", "error"]
     pair = []
     for role in ("primary", "secondary"):
-        pair.append(runner.start("shared", *words, f"--proc-type={role}"))
+        pair.append(runner.start("shared", *PAIR_WORDS, f"--proc-type={role}"))
         pair[-1].wait_for("^ready$")
     return pair
 
@@ -312,6 +314,25 @@ def test_blocks_of_a_primary_and_its_secondary_are_one_heap(
         pair[1 - first_to_leave].finish()
         assert host.wait(10)
     assert observer.said == []
+
+
+def test_what_lived_before_a_secondary_was_spawned_beside_its_tracked_primary_is_known(
+    runner: Runner, hugepages: None
+) -> None:
+    primary = runner.start("shared", *PAIR_WORDS, "--proc-type=primary")
+    primary.wait_for("^ready$")
+    words = [*PAIR_WORDS, "--proc-type=secondary"]
+    tracked = runner.spawn("shared", *words, options=["--also-attach", primary.pid, "--verify"])
+    tracked.wait_for("^ready$")
+    for process in (tracked, primary):
+        process.tell("")
+    for process in (tracked, primary):
+        process.wait_for("^done$")
+    primary.tell("")  # frees a memzone that is older than the tracking
+    assert primary.finish() == 0
+    tracked.tell("")
+    assert tracked.finish() == 0, tracked.stderr
+    assert tracked.summary["bad_frees"] == []
 
 
 def test_a_free_of_another_processs_block_is_no_accusation(runner: Runner, hugepages: None) -> None:

@@ -31,7 +31,7 @@ def bad_free(where: Stack | None) -> Any:
 
 def run(**changes: Any) -> Summary:
     clean = Summary(
-        names=cast("Any", None), start=Start.now(), version="1", engine="native", compiler="", pid=1, argv=(),
+        names=cast("Any", None), start=Start.now(), version="1", engine="native", compiler="", hooks=15, pid=1, argv=(),
         ending=Ending(0, None, "exited"), allocations=0, frees=0, resizes=0, failed=0, lost=0, allocated_bytes=0,
         live_blocks=0, live_bytes=0, peak_blocks=0, peak_bytes=1000, bad_frees=(), bad_frees_not_kept=0, call_sites=(),
         memzones=(0, 0), leaks=None, verified=None,
@@ -92,6 +92,10 @@ def test_leaks_fail_a_run_where_they_are_looked_for() -> None:
 def test_a_leak_check_of_a_program_that_never_cleaned_up_does_not_pass_on_nothing() -> None:
     (failure,) = Gate(leak_check=True).failures(run())
     assert "never called rte_eal_cleanup" in failure
+
+
+def test_a_run_in_which_nothing_was_tracked_does_not_pass() -> None:
+    assert Gate().failures(run(hooks=0)) == ["Nothing was tracked."]
 
 
 def test_the_high_watermark_and_the_comparison_with_the_heap_fail_a_run() -> None:
