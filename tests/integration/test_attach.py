@@ -16,7 +16,7 @@ from tracked import Load, Runner, eventually, foreign_mappings, functions, threa
 from frida_rtetrack import Host, Options
 from frida_rtetrack.stream.events import StackEnd
 
-ROUNDS = int(os.environ.get("RTETRACK_TEST_ROUNDS", "30"))
+ROUNDS = int(os.environ.get("RTETRACK_TEST_ROUNDS", "12"))
 """Attach/detach rounds under load."""
 
 FAST_ENOUGH = 0.6

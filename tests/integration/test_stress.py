@@ -14,7 +14,7 @@ from tracked import Accusations, Runner
 
 from frida_rtetrack import Host, Options
 
-SECONDS = float(os.environ.get("RTETRACK_STRESS_SECONDS", "20"))
+SECONDS = float(os.environ.get("RTETRACK_STRESS_SECONDS", "10"))
 
 
 # Without forks: attaching and detaching, without any script, kills this program within some ten rounds if it creates threads

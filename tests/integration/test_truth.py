@@ -17,7 +17,7 @@ from tracked import Accusations, Runner, eventually, functions
 from frida_rtetrack import Host, Options
 
 ROOT = Path(__file__).resolve().parents[2]
-ROUNDS = int(os.environ.get("RTETRACK_TEST_ROUNDS", "10"))
+ROUNDS = int(os.environ.get("RTETRACK_TEST_ROUNDS", "5"))
 
 PLANTED = [
     # what, kind, what the detail must say, the type of the block that is named with it
