@@ -9,6 +9,7 @@
 //#include "agent/system.js"
 //#include "agent/functions.js"
 //#include "agent/entries.js"
+//#include "agent/redirects.js"
 //#include "agent/code.js"
 //#include "agent/heap.js"
 //#include "agent/portable_engine.js"

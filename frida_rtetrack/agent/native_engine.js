@@ -3,8 +3,6 @@
  * its own. Where a function cannot be redirected it is listened to, by C as well.
  */
 
-const NEAR_JUMP_BYTES = 5;
-
 // The order of struct originals in native/hooks.c.
 const ORIGINALS = [
   'rte_malloc', 'rte_malloc_socket', 'rte_zmalloc', 'rte_zmalloc_socket', 'rte_calloc', 'rte_calloc_socket', 'rte_realloc',
@@ -27,6 +25,7 @@ class NativeEngine {
     this.ways = session.options.hookWays;
     this.replaced = []; // addresses
     this.listeners = [];
+    this.redirects = session.redirects;
     this.stubs = []; // keeps the near jumps' memory alive
     this.addModule = this.code.native('unwind_add_module', 'int', ['pointer', 'uint64', 'uint64']);
     this.removeModule = this.code.native('unwind_remove_module', 'void', ['pointer', 'uint64']);
@@ -57,7 +56,7 @@ class NativeEngine {
       this.replaced.push(address);
     };
     const ways = [
-      ['near', () => this.redirect(address, replacement, setOriginal)],
+      ['near', () => this.redirects.replace(address, replacement, setOriginal)],
       ['near', () => throughFrida(this.nearRedirect(address, replacement))],
       ['far', () => throughFrida(address)],
     ];
@@ -76,16 +75,6 @@ class NativeEngine {
     return api === undefined ? null : this.listen(address, api);
   }
 
-  // `redirect`, where the function allows it; where its original is goes to `original`.
-  tryRedirect(address, replacement, original) {
-    try {
-      this.redirect(address, replacement, place => original.writePointer(place));
-    } catch (_) {
-      return false;
-    }
-    return true;
-  }
-
   listen(address, api) {
     if (!this.layoutKnown) this.learnCallLayout();
     this.listeners.push(Interceptor.attach(address,
@@ -99,41 +88,6 @@ class NativeEngine {
       this.code.state('call_layout').add(8 * i).writeU64(new NativeFunction(headers[name], 'ulong', [])()));
     headers.dispose();
     this.layoutKnown = true;
-  }
-
-  // A jump of 5 bytes, written in one store: no thread ever runs into half of it, as it may where Frida writes it. The
-  // instructions that it overwrites are run elsewhere, before a jump to those that follow them: that is the original.
-  // Session.entries takes it back. Throws where the function does not allow it.
-  redirect(target, replacement, setOriginal) {
-    const word = target.and(ptr(7).not()), offset = target.sub(word).toUInt32();
-    if (offset + NEAR_JUMP_BYTES > 8) throw new Error('the jump would lie across two words');
-    const stub = Memory.alloc(Process.pageSize, { near: target, maxDistance: 0x70000000 });
-    this.stubs.push(stub);
-    const original = stub.add(64);
-    let whole = false; // what is thrown inside of patchCode gets lost
-    Memory.patchCode(stub, 256, code => {
-      const jump = new X86Writer(code, { pc: stub });
-      jump.putJmpAddress(replacement);
-      jump.flush();
-      const moved = new X86Writer(code.add(64), { pc: original });
-      const relocator = new X86Relocator(target, moved);
-      let bytes = 0;
-      while (bytes < NEAR_JUMP_BYTES) {
-        const read = relocator.readOne();
-        if (read === 0) return;
-        bytes = read;
-      }
-      relocator.writeAll();
-      if (!relocator.eoi) moved.putJmpAddress(target.add(bytes));
-      moved.flush();
-      whole = true;
-    });
-    if (!whole) throw new Error('the function is too short');
-    setOriginal(original);
-    const bytes = new Uint8Array(word.readByteArray(8));
-    bytes[offset] = 0xe9;
-    new DataView(bytes.buffer).setInt32(offset + 1, stub.sub(target.add(NEAR_JUMP_BYTES)).toInt32(), true);
-    if (!writeCode(word, [uint64(new BigUint64Array(bytes.buffer)[0].toString())])) throw new Error('the code cannot be written');
   }
 
   nearRedirect(target, replacement) {

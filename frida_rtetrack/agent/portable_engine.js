@@ -14,6 +14,8 @@ const MEMZONE_LENGTH = 48;
 class PortableEngine {
   constructor(session) {
     this.name = 'portable';
+    this.code = session.code;
+    this.redirects = session.redirects;
     this.maxFrames = Math.min(session.options.maxFrames, PORTABLE_FRAMES);
     this.allocationBacktrace = session.options.allocationBacktrace;
     this.freeBacktrace = session.options.freeBacktrace;
@@ -37,8 +39,19 @@ class PortableEngine {
   hook(name, address) {
     const spec = FUNCTIONS[name];
     const { onEnter, onLeave } = PORTABLE_CALLBACKS[spec.does](this, spec);
-    this.listeners.push(Interceptor.attach(address, { onEnter: this.guarded(onEnter), onLeave: this.guarded(onLeave) }));
+    const listener = { onEnter: this.guarded(onEnter), onLeave: this.guarded(onLeave) };
+    this.listeners.push(Interceptor.attach(this.pastChildren(address), listener));
     return 'attach';
+  }
+
+  // Where to listen to the function at `address` so that a forked child does not come there: in the child nobody lets go
+  // of a JavaScript lock that another thread had at the fork, and a callback would wait for it for ever.
+  pastChildren(address) {
+    try {
+      return this.redirects.gate(address, this.code.state('agent'), this.code.state('fork_follow'));
+    } catch (_) {
+      return address;
+    }
   }
 
   // A thread may wait for the JavaScript lock, or lend it while it calls into native/, when we stop: those inside are

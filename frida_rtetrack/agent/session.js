@@ -42,6 +42,7 @@ class Session {
     this.endProbes = [];
     this.hooks = []; // {function, module, address, how}
     this.entries = new Entries();
+    this.redirects = new Redirects();
     this.modules = new Map(); // base -> record in the module table
     this.modulesToHook = null; // while those that are there already are being told of
     // What a child must not have, unless it is to be followed.
@@ -100,7 +101,7 @@ class Session {
       const address = Module.getGlobalExportByName(name);
       const original = this.code.state('exits').add(8 * i);
       this.entries.save(address);
-      if (this.engine.tryRedirect?.(address, this.code.address('hook_' + name), original)) return;
+      if (this.redirects.tryReplace(address, this.code.address('hook_' + name), original)) return;
       this.endProbes.push(Interceptor.attach(address, this.code.address('end_probe')));
     });
   }

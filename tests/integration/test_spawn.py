@@ -208,6 +208,12 @@ def test_a_forked_child_neither_crashes_nor_writes_into_its_parents_events(
     assert found["events"]["frees"] - empty["events"]["frees"] == 1
 
 
+def test_a_forked_child_waits_for_nothing_that_another_thread_had_at_the_fork(runner: Runner, engine: str) -> None:
+    tracked = runner.run("forker", "busy", options=["--engine", engine])
+    assert tracked.wait() == 0, tracked.stderr
+    assert "ended 100\n" in tracked.stdout
+
+
 def test_reallocations_keep_one_block(runner: Runner, engine: str) -> None:
     tracked = runner.run("realloc", options=["--engine", engine])
     assert tracked.wait() == 0

@@ -1,8 +1,11 @@
 /*
  * Forks while it is tracked: `forker HOW`. The parent allocates a block of type "parent" before and after; each child
  * allocates 100 blocks of type "child", frees them, one of them twice, and ends by HOW: exit, _exit, exec, abort. Prints "child STATUS" for each of three children.
+ * `forker busy`: a thread calls rte_free(NULL) without pause while 100 children are forked, each of which calls it once and
+ * is killed if it does not end in 10 s. Prints "ended N", of those that ended by themselves.
  * `forker daemon`: a child has EAL, not the parent, which ends before; it leaks 7 blocks and cleans up.
  */
+#include <pthread.h>
 #include <sys/wait.h>
 
 #include "eal.h"
@@ -29,8 +32,39 @@ static int be_a_daemon(void) {
     return 0;
 }
 
+static volatile int forked_all;
+
+static void *free_nothing(void *unused) {
+    while (!forked_all) rte_free(NULL);
+    return unused;
+}
+
+static int fork_while_busy(void) {
+    pthread_t thread;
+    int ended = 0;
+    start_eal();
+    pthread_create(&thread, NULL, free_nothing, NULL);
+    for (int i = 0; i < 100; i++) {
+        int status = -1;
+        pid_t pid = fork();
+        if (pid == 0) {
+            alarm(10);
+            rte_free(NULL);
+            _exit(0);
+        }
+        waitpid(pid, &status, 0);
+        ended += status == 0;
+        if (status != 0) break;
+    }
+    forked_all = 1;
+    pthread_join(thread, NULL);
+    printf("ended %d\n", ended);
+    return 0;
+}
+
 int main(int argc, char **argv) {
     if (argc > 1 && strcmp(argv[1], "daemon") == 0) return be_a_daemon();
+    if (argc > 1 && strcmp(argv[1], "busy") == 0) return fork_while_busy();
     start_eal();
     void *first = rte_malloc("parent", 64, 0);
     for (int i = 0; i < 3; i++) {
