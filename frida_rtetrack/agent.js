@@ -56,6 +56,13 @@ rpc.exports = {
     end('leave');
   },
 
+  // Where the program may keep pointers: [start, bytes] of each range that it can write, without Frida's own (which Frida
+  // does not list), and the ranges among them that are ours.
+  writable: () => ({
+    ranges: Process.enumerateRanges('rw-').map(range => [range.base.toString(), range.size]),
+    ours: ourMemory(),
+  }),
+
   moduleNames: () => Process.enumerateModules().map(module => module.path),
 
   // The script is unloaded, the host is gone, or the program exits.

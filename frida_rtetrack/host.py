@@ -18,7 +18,9 @@ from types import TracebackType
 from frida_rtetrack.errors import BadUsage, RtetrackError
 from frida_rtetrack.observer import Observer, QueuedObserver
 from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_FRAMES, Options
-from frida_rtetrack.reports import summary
+from frida_rtetrack.reachability.seeker import Referrer, Seeker
+from frida_rtetrack.reports import lost, summary
+from frida_rtetrack.reports.lost import LostReport
 from frida_rtetrack.reports.stats import Stats
 from frida_rtetrack.reports.summary import CallSite, Start, Summary
 from frida_rtetrack.session import Session, put_together
@@ -173,6 +175,13 @@ class Host:
             self._work,
             wake=self._wake,
             on_end=lambda: self._work.finish("conclude", self._finish),
+        )
+        self._seeker = Seeker(
+            self.tracking,
+            self._group,
+            self._session.names,
+            others=lambda: self._session.heap.view.sharing_untracked,
+            sync=self.sync,
         )
         self._session.dumper.check()
         self._session.pump.start()
@@ -356,6 +365,16 @@ class Host:
             raise BadUsage(f"{address:#x} is no address.", "An address has 64 bits.")
         self.sync()
         return self.tracking.find(address)
+
+    def leaks(self) -> LostReport:
+        """Which live blocks nothing points to any more, found by reading the running program's memory. Raises NotLive."""
+        judged = self._seeker.leaks()
+        complete = self.tracking.complete
+        return lost.report(judged, self._session.heap.eal.init_ranges, self._session.names, complete=complete)
+
+    def refs(self, address: int) -> list[Referrer]:
+        """What points to the live block that `address` lies in, or into it. Raises BadUsage, NotLive."""
+        return self._seeker.refs(address)
 
     def summary(self) -> Summary:
         """Everything that was found, as of now."""

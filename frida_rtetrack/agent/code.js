@@ -54,7 +54,7 @@ class Code {
   // Nobody may be inside of it any more.
   dispose() {
     this.module.dispose();
-    this.pages.forEach(page => system.munmap(page, Process.pageSize));
+    this.pages.forEach(page => unmap(page, Process.pageSize));
   }
 }
 

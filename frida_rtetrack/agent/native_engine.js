@@ -120,6 +120,6 @@ class NativeEngine {
 
   stop() {
     this.code.native('hooks_stop', 'void', [])();
-    system.munmap(this.unwinder, this.unwinderBytes);
+    unmap(this.unwinder, this.unwinderBytes);
   }
 }

@@ -203,8 +203,8 @@ class Session {
     this.engine.stop();
     this.code.native('agent_stop', 'void', [])();
     this.code.dispose();
-    system.munmap(this.memory, this.options.sessionBytes);
-    system.munmap(this.tables, this.tablesBytes);
+    unmap(this.memory, this.options.sessionBytes);
+    unmap(this.tables, this.tablesBytes);
   }
 
   waitForThreads() {

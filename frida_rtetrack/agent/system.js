@@ -20,6 +20,13 @@ const system = {
   getpid: libc('getpid', 'int', []),
 };
 
+const mapped = new Map(); // address -> bytes
+
+// [start, bytes] of what `map` has mapped and nobody has given back.
+function ourMemory() {
+  return Array.from(mapped, ([address, bytes]) => [address, bytes]);
+}
+
 // Maps memory of our own. PROT_NONE first, then unlock, then open up: under mlockall(MCL_FUTURE), which testpmd does,
 // a plain mmap would make the kernel fill all of it at once.
 function map(bytes, flags, fd, advices) {
@@ -28,7 +35,13 @@ function map(bytes, flags, fd, advices) {
   system.munlock(address, bytes);
   system.mprotect(address, bytes, PROT_READ_WRITE);
   for (const advice of advices) system.madvise(address, bytes, advice);
+  mapped.set(address.toString(), bytes);
   return address;
+}
+
+function unmap(address, bytes) {
+  mapped.delete(address.toString());
+  system.munmap(address, bytes);
 }
 
 // Writes 64-bit words (the last one first) over code at `address`, each in one store. Returns 1, or 0 where it is not allowed.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 HISTORY = Path("~/.rtetrack_frida_history")
 ORDERS = ("bytes", "blocks", "oldest")
-MOST_WORDS: dict[str, int | None] = {"dump": 1, "top": 2, "show": 1, "bad": 1, "send": None}
+MOST_WORDS: dict[str, int | None] = {"dump": 1, "top": 2, "show": 1, "bad": 1, "refs": 1, "leaks": 1, "send": None}
 """How many words a command takes at the most; None: any number. Others take none."""
 
 
@@ -62,6 +62,8 @@ class Prompt:
             "top": self._top,
             "show": self._show,
             "bad": self._bad,
+            "refs": self._refs,
+            "leaks": self._leaks,
             "verify": self._verify,
             "pause": self._pause,
             "resume": self._resume,
@@ -179,13 +181,7 @@ class Prompt:
 
     def _show(self, words: list[str]) -> Iterator[str]:
         """show ADDRESS           what is known of an address: live, freed, or inside which block; with its stacks"""
-        if len(words) != 1:
-            raise BadUsage("show takes one address, as in `show 0x140c27f80`.")
-        try:
-            address = int(words[0], 16)
-        except ValueError:
-            raise BadUsage(f"{words[0]} is no address.", "Give it in hexadecimal, as in `show 0x140c27f80`.") from None
-        yield from self._described(address)
+        yield from self._described(_address("show", words))
 
     def _described(self, address: int) -> Iterator[str]:
         found = self._host.find(address)
@@ -226,6 +222,19 @@ class Prompt:
             yield from text.bad_free(report)
         if len(reports) > number:
             yield f"{len(reports) - number:,} earlier ones are not shown."
+
+    def _refs(self, words: list[str]) -> Iterator[str]:
+        """refs ADDRESS           who points to a live block, or into it: variables, stacks, registers, other blocks"""
+        found = self._host.refs(_address("refs", words))
+        for each in found:
+            inside = f", {each.offset} bytes into it" if each.offset else ""
+            yield f"  {each.where}" + (f", at {each.address:#x}" if each.address else "") + inside
+        yield f"{text.count(len(found), 'pointer')} found." if found else "Nothing was found that points to it."
+
+    def _leaks(self, words: list[str]) -> Iterator[str]:
+        """leaks [N]              what nothing points to any more: the N largest call sites (10)"""
+        number = _number(words[0], "leaks takes a number.") if words else 10
+        yield from text.lost(self._host.leaks(), number)
 
     def _verify(self, words: list[str]) -> Iterator[str]:
         """verify                 compare the live set with DPDK's own list of busy blocks, at one moment"""
@@ -284,6 +293,17 @@ class Prompt:
         words = NestedCompleter.from_nested_dict({**options, "top": set(ORDERS)})
         words.options["dump"] = PathCompleter(expanduser=True)
         return words
+
+
+def _address(command: str, words: list[str]) -> int:
+    if len(words) != 1:
+        raise BadUsage(f"{command} takes one address, as in `{command} 0x140c27f80`.")
+    try:
+        return int(words[0], 16)
+    except ValueError:
+        raise BadUsage(
+            f"{words[0]} is no address.", f"Give it in hexadecimal, as in `{command} 0x140c27f80`."
+        ) from None
 
 
 def _number(word: str, usage: str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 
+from frida_rtetrack.reports.lost import LostReport
 from frida_rtetrack.reports.stats import Stats
 from frida_rtetrack.reports.summary import LEAK_SITES, CallSite, Leaks, Summary
 from frida_rtetrack.symbols.names import Names, Stack, Thread
@@ -239,3 +240,32 @@ def verified(found: HeapDifference, names: Names) -> Iterator[str]:
 def thread(shown: Thread | None) -> str:
     """A thread, or that it is not known."""
     return "an unknown thread" if shown is None else str(shown)
+
+
+def lost(found: LostReport, sites: int) -> Iterator[str]:
+    """What nothing points to any more, and how that was found out."""
+    if found.lost.blocks:
+        indirect = found.indirectly_lost
+        yield f"Lost: {size(found.lost.size_bytes)} in {count(found.lost.blocks, 'block')} that nothing points to" + (
+            f", and by them {size(indirect.size_bytes)} in {count(indirect.blocks, 'block')}."
+            if indirect.blocks
+            else "."
+        )
+        for site in found.lost.call_sites[:sites]:
+            yield from call_site(site)
+        if len(found.lost.call_sites) > sites:
+            yield f"  {count(len(found.lost.call_sites) - sites, 'more call site')} are not shown."
+    else:
+        yield "Nothing is lost: something points to each block."
+    yield f"{count(found.held, 'block')} held, {found.eal:,} of EAL's own."
+    stood = (
+        f"; a thread stood for {found.longest_stop_s * 1000:.2f} ms at the most, for its registers"
+        if found.longest_stop_s
+        else ""
+    )
+    yield (
+        f"{size(found.read_bytes)} read in {count(found.looks, 'look')}, {duration(found.seconds)}{stood}. "
+        "What merely looks like a pointer counts as one."
+    )
+    if not found.complete:
+        yield "Not all live blocks are known here: what was freed counts as holding pointers, too."

@@ -16,6 +16,7 @@ from frida_rtetrack.symbols.names import BASELINE_LABEL, Names, Stack, Thread
 from frida_rtetrack.symbols.symbolizer import frame_json
 from frida_rtetrack.target.target import Ending
 from frida_rtetrack.tracking.badfree import AllocationEvidence, BadFreeReport
+from frida_rtetrack.tracking.eal import allocated_in
 from frida_rtetrack.tracking.heap import HeapDifference
 from frida_rtetrack.tracking.rules import MEMZONE_APIS
 from frida_rtetrack.tracking.trackedheap import TrackedHeap
@@ -250,9 +251,7 @@ def leaks(live: NDArray[np.void], eal_ranges: Sequence[tuple[int, int]], names: 
 
     `eal_ranges`: [first, last) event numbers of the calls of rte_eal_init.
     """
-    of_eal = np.zeros(live.size, np.bool_)
-    for first, last in eal_ranges:
-        of_eal |= (live["sequence"] >= first) & (live["sequence"] < last)
+    of_eal = allocated_in(live, eal_ranges)
     own = live[~of_eal]
     return Leaks(
         own.size,

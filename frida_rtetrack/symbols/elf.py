@@ -25,6 +25,7 @@ SHT_NOBITS = 8
 SHT_DYNSYM = 11
 SHN_UNDEF = 0
 SHN_XINDEX = 0xFFFF
+STT_OBJECT = 1
 STT_FUNC = 2
 STT_GNU_IFUNC = 10
 STB_LOCAL = 0
@@ -63,13 +64,16 @@ class Function:
     start: int
 
 
-class FunctionTable:
-    """The functions that one symbol table defines, for lookups by address."""
+FUNCTIONS = (STT_FUNC, STT_GNU_IFUNC)
+OBJECTS = (STT_OBJECT,)
 
-    def __init__(self, symbols: NDArray[np.void], strings: bytes) -> None:
-        kinds = symbols["info"] & 0xF
-        is_function = (kinds == STT_FUNC) | (kinds == STT_GNU_IFUNC)
-        symbols = symbols[is_function & (symbols["shndx"] != SHN_UNDEF)]
+
+class FunctionTable:
+    """The functions, or the variables, that one symbol table defines, for lookups by address."""
+
+    def __init__(self, symbols: NDArray[np.void], strings: bytes, kinds: Sequence[int] = FUNCTIONS) -> None:
+        wanted = np.isin(symbols["info"] & 0xF, kinds)
+        symbols = symbols[wanted & (symbols["shndx"] != SHN_UNDEF)]
         symbols = symbols[np.argsort(symbols["value"], kind="stable")]
         self._starts: NDArray[np.uint64] = symbols["value"].astype(np.uint64)
         self._ends = self._starts + symbols["size"].astype(np.uint64)
@@ -178,6 +182,10 @@ class ElfFile:
         full = self._tables(SHT_SYMTAB)
         return full or self._mini_debug_info() + self._tables(SHT_DYNSYM)
 
+    def variables(self) -> list[FunctionTable]:
+        """The same of the global and static variables; `.gnu_debugdata` has none."""
+        return self._tables(SHT_SYMTAB, OBJECTS) or self._tables(SHT_DYNSYM, OBJECTS)
+
     def _mini_debug_info(self) -> list[FunctionTable]:
         """Fedora's and RHEL's replacement for a stripped `.symtab`: a whole ELF file, compressed, in a section."""
         packed = self._section(".gnu_debugdata")
@@ -192,7 +200,7 @@ class ElfFile:
             file.write(data)
         return ElfFile(descriptor)._tables(SHT_SYMTAB)
 
-    def _tables(self, kind: int) -> list[FunctionTable]:
+    def _tables(self, kind: int, symbol_kinds: Sequence[int] = FUNCTIONS) -> list[FunctionTable]:
         tables = []
         for section in self._sections[self._sections["type"] == kind]:
             entry_bytes = self._layout(_SYMBOL[self._bits]).itemsize
@@ -201,7 +209,8 @@ class ElfFile:
             if int(section["link"]) >= len(self._sections):
                 raise ElfError("symbol table without strings")
             strings = self._sections[int(section["link"])]
-            tables.append(FunctionTable(symbols, self._read(int(strings["offset"]), int(strings["size"]))))
+            texts = self._read(int(strings["offset"]), int(strings["size"]))
+            tables.append(FunctionTable(symbols, texts, symbol_kinds))
         return tables
 
     def _loads(self) -> NDArray[np.void]:

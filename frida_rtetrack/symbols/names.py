@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from frida_rtetrack.stream.events import MODULE_LOADED, StackEnd
-from frida_rtetrack.stream.ring import SessionMemory, StackRecord
+from frida_rtetrack.stream.ring import ModuleRecord, SessionMemory, StackRecord
 from frida_rtetrack.symbols.symbolizer import Frame, Module, ModuleMap, Symbolizer, format_frame
 
 BASELINE_LABEL = 0xFFFF_FFFF
@@ -103,14 +103,27 @@ class Names:
 
     def module_at(self, address: int, process: int = 0) -> str | None:
         """`module+0xoff` of an address in a module that is loaded now."""
+        module = self._loaded(address, process)
+        return None if module is None else f"{os.path.basename(module.path)}+{address - module.base:#x}"
+
+    def variable_at(self, address: int, process: int = 0) -> str | None:
+        """`module+0xoff (variable+8)` of an address in a module that is loaded now; without what is not known."""
+        module = self._loaded(address, process)
+        if module is None:
+            return None
         with self._lock:
-            for module in self._memory.modules():
+            variable = self._symbolizer(process).variable(module, address)
+        return f"{os.path.basename(module.path)}+{address - module.base:#x}" + (f" ({variable})" if variable else "")
+
+    def _loaded(self, address: int, process: int) -> Module | None:
+        with self._lock:
+            for each in self._memory.modules():
                 if (
-                    module.process == process
-                    and module.unloaded_epoch == MODULE_LOADED
-                    and module.base <= address < module.base + module.size
+                    each.process == process
+                    and each.unloaded_epoch == MODULE_LOADED
+                    and each.base <= address < each.base + each.size
                 ):
-                    return f"{os.path.basename(module.path)}+{address - module.base:#x}"
+                    return _module(each)
         return None
 
     def stack(self, number: int) -> Stack | None:
@@ -171,7 +184,8 @@ class Names:
             return
         self._modules_read = used
         self._epochs_read = max(self._epochs_read, record.epoch)
-        self._modules.add_all(
-            Module(each.path, each.base, each.size, each.process, each.loaded_epoch, each.unloaded_epoch)
-            for each in self._memory.modules()
-        )
+        self._modules.add_all(_module(each) for each in self._memory.modules())
+
+
+def _module(record: ModuleRecord) -> Module:
+    return Module(record.path, record.base, record.size, record.process, record.loaded_epoch, record.unloaded_epoch)

@@ -11,6 +11,7 @@ looked up, while the address itself and offsets of it are reported.
 from __future__ import annotations
 
 import bisect
+import functools
 import os
 import re
 import stat
@@ -166,14 +167,23 @@ class Symbolizer:
             frames.extend(known)
         return frames
 
+    def variable(self, module: Module, address: int) -> str | None:
+        """The variable of `module` that `address` lies in, and how far into it that is: `flow_table`, `flow_table+8`."""
+        with self._lock:
+            names = self._names_in(module)
+        return None if names is None else names.variable(address - module.base)
+
     def _resolve_in(self, module: Module, address: int) -> tuple[Frame, ...]:
         nameless = Frame(
             address, os.path.basename(module.path), address - module.base, None, None, None, None, False, module.path
         )
+        names = self._names_in(module)
+        return (nameless,) if names is None else names.frames(nameless)
+
+    def _names_in(self, module: Module) -> _ModuleNames | None:
         if module not in self._names_of:
             self._names_of[module] = self._open(module)
-        names = self._names_of[module]
-        return (nameless,) if names is None else names.frames(nameless)
+        return self._names_of[module]
 
     def _open(self, module: Module) -> _ModuleNames | None:
         """The names in the module's file, or None: it has no file, or the file is not what was loaded."""
@@ -258,10 +268,8 @@ class _ModuleNames:
 
     def __init__(self, elf: ElfFile, debug: ElfFile | None) -> None:
         self._low, _, _ = elf.memory_range(PAGE_BYTES)
-        self._tables: list[FunctionTable] = []
-        for file in (debug, elf):
-            if file is not None:
-                self._tables += file.functions()
+        self._files = [file for file in (debug, elf) if file is not None]
+        self._tables = [table for file in self._files for table in file.functions()]
         dwarf = debug if debug is not None and debug.has_dwarf else elf
         self._dwarf: Any = _symcache(dwarf) if dwarf.has_dwarf else None
         self._dwarf_low = dwarf.first_load
@@ -295,6 +303,20 @@ class _ModuleNames:
             for place in inlined
         ]
         return (*frames, holder)
+
+    @functools.cached_property
+    def _variables(self) -> list[FunctionTable]:
+        return [table for file in self._files for table in file.variables()]
+
+    def variable(self, offset: int) -> str | None:
+        """The variable that holds what lies `offset` bytes from the module's base, and how far into it that is."""
+        address = offset + self._low
+        for table in self._variables:
+            found = table.find(address)
+            if found is not None:
+                inside = address - found.start
+                return demangle(found.name) + (f"+{inside}" if inside else "")
+        return None
 
     def _find(self, address: int) -> Function | None:
         for table in self._tables:

@@ -37,6 +37,14 @@ class Processes(Protocol):
         """The indexes in the process table of those that wrote `events`."""
 
 
+def allocated_in(live: NDArray[np.void], ranges: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
+    """Which of the live blocks, BLOCK_DTYPE (n,), were allocated by an event of one of `ranges` [first, last)."""
+    found = np.zeros(live.size, np.bool_)
+    for first, last in ranges:
+        found |= (live["sequence"] >= first) & (live["sequence"] < last)
+    return found
+
+
 class EalLife(Subscriber):
     """What EAL's marks tell. What a forked child does to EAL is what the program does where that left EAL to the child."""
 

@@ -20,6 +20,7 @@ STOREYS = (
     ("symbols", "target"),
     ("tracking",),
     ("observer",),
+    ("reachability",),
     ("reports",),
     ("session",),
     ("host", "reporters"),

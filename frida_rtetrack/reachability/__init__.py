@@ -1,0 +1,1 @@
+"""Who still points to a block: the program's memory searched from outside, while it runs."""

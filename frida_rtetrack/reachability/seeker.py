@@ -1,0 +1,165 @@
+"""Asks a running session who points to its blocks: which of them are lost, and what holds one."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frida_rtetrack.errors import BadUsage, NotLive, RtetrackError
+from frida_rtetrack.reachability.dpdk import page_tables
+from frida_rtetrack.reachability.leaks import Judged, search
+from frida_rtetrack.reachability.memory import ProcessMemory, Ranges, as_ranges, common, without, writable_of
+from frida_rtetrack.reachability.scan import ADDRESS_MASK, NOWHERE, Blocks, Places, scan
+from frida_rtetrack.symbols.names import Names
+from frida_rtetrack.target import registers
+from frida_rtetrack.target.addressspace import HeapRegion
+from frida_rtetrack.target.group import TargetGroup
+from frida_rtetrack.target.target import Target
+from frida_rtetrack.tracking.map import TrackingMap
+
+MOST_REFERRERS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Referrer:
+    """A pointer to a block."""
+
+    address: int
+    """Where the pointer is; 0: in a register."""
+    pid: int
+    where: str
+    """`app+0x4040 (flow_table)`, `the stack of lcore-worker-1 (tid 12)`, `a block of type flow ..., at offset 16`, ..."""
+    offset: int
+    """How far into the block it points (bytes)."""
+
+
+class Seeker:
+    """Looks into the memory of the processes that are tracked. What shares their heap untracked is looked into as well."""
+
+    def __init__(
+        self,
+        tracking: TrackingMap,
+        group: TargetGroup,
+        names: Names,
+        *,
+        others: Callable[[], Sequence[int]],
+        sync: Callable[[], None],
+    ) -> None:
+        """`others`: pids that have the heap mapped and are no targets; `sync` waits until what was recorded is applied."""
+        self._tracking = tracking
+        self._group = group
+        self._names = names
+        self._others = others
+        self._sync = sync
+        self._one_at_a_time = threading.Lock()
+        self._page_tables: dict[tuple[int, tuple[HeapRegion, ...]], Ranges] = {}
+
+    def leaks(self) -> Judged:
+        """Judges every live block. Raises NotLive."""
+
+        def live() -> NDArray[np.void]:
+            self._sync()
+            return self._tracking.live()
+
+        with self._one_at_a_time:
+            return search(live, self._places, self._registers, complete=lambda: self._tracking.complete)
+
+    def refs(self, address: int) -> list[Referrer]:
+        """What points to the live block that `address` lies in, or into it. Raises BadUsage, NotLive."""
+        with self._one_at_a_time:
+            self._sync()
+            blocks = Blocks(self._tracking.live())
+            index = int(blocks.containing(np.array([address], np.uint64))[0])
+            if index == NOWHERE:
+                raise BadUsage(f"{address:#x} lies in no live block.", "`show` says what is known of an address.")
+            places = self._places()
+            pointers, _ = scan(blocks, places, freed_counts=not self._tracking.complete)
+            pids = {place.number: place.pid for place in places}
+            mine = np.flatnonzero(pointers.target == index)[:MOST_REFERRERS].tolist()
+            found = [
+                Referrer(
+                    at := int(pointers.at[i]),
+                    pids[int(pointers.process[i])],
+                    self._describe(at, int(pointers.process[i]), blocks, int(pointers.source[i])),
+                    int(pointers.offset[i]),
+                )
+                for i in mine
+            ]
+            return found + self._in_registers(int(blocks.starts[index]), int(blocks.ends[index]))
+
+    def _in_registers(self, start: int, end: int) -> list[Referrer]:
+        mask = int(ADDRESS_MASK)
+        return [
+            Referrer(0, target.pid, f"a register of thread {tid}", (word & mask) - start)
+            for target in self._tracked()
+            for tid, words in registers.read(target.pid)[0].items()
+            for word in dict.fromkeys(words)
+            if start <= word & mask < end
+        ]
+
+    # ---- where to look
+
+    def _tracked(self) -> list[Target]:
+        return [target for target in self._group.targets if target.is_tracked]
+
+    def _places(self) -> list[Places]:
+        found = [place for target in self._tracked() if (place := self._place(target)) is not None]
+        if not found:
+            raise NotLive("The program is not being tracked any more: nobody's memory can be looked into.")
+        heap = as_ranges(np.concatenate([place.heap for place in found]))
+        known = {place.pid for place in found}
+        others = [pid for pid in dict.fromkeys([*self._others(), *self._group.offspring.pids()]) if pid not in known]
+        for number, pid in enumerate(others):
+            with contextlib.suppress(NotLive):  # a forked child that has ended
+                found.append(Places(pid, -1 - number, writable_of(pid), heap))
+        return found
+
+    def _place(self, target: Target) -> Places | None:
+        try:
+            told = target.call("writable")
+        except RtetrackError:
+            return None  # it has ended, or is about to
+        programs = common(without(_ranges(told["ranges"]), _ranges(told["ours"])), writable_of(target.pid))
+        regions = tuple(target.space.heap_regions)
+        heap = as_ranges([(region.base, region.base + region.size_bytes) for region in regions])
+        if (target.pid, regions) not in self._page_tables:
+            with ProcessMemory(target.pid) as memory:
+                self._page_tables[target.pid, regions] = page_tables(memory, without(programs, heap), regions)
+        return Places(target.pid, target.number, without(programs, self._page_tables[target.pid, regions]), heap)
+
+    def _registers(self) -> tuple[dict[int, list[int]], float]:
+        words: dict[int, list[int]] = {}
+        longest = 0.0
+        for target in self._tracked():
+            found, stood = registers.read(target.pid)
+            words |= found
+            longest = max(longest, stood)
+        return words, longest
+
+    # ---- in words
+
+    def _describe(self, at: int, process: int, blocks: Blocks, source: int) -> str:
+        if source != NOWHERE:
+            row = blocks.rows[source]
+            label = self._names.label_text(int(row["label"]), baseline=bool(row["baseline"]))
+            return (
+                f"a block of {int(row['size_bytes']):,} bytes of type {label} at {int(row['address']):#x}, "
+                f"at offset {at - int(row['address'])}"
+            )
+        target = next((target for target in self._group.targets if target.number == process), None)
+        if target is None:
+            return "another process's memory"
+        thread = self._names.thread_of_stack(at, process)
+        if thread is not None:
+            return f"the stack of {thread.name} (tid {thread.tid})"
+        target.space.refresh()
+        return self._names.variable_at(at, process) or target.space.describe(at).removeprefix("in ").removeprefix("on ")
+
+
+def _ranges(told: Sequence[tuple[str, int]]) -> Ranges:
+    return as_ranges([(int(start, 16), int(start, 16) + int(size)) for start, size in told])
