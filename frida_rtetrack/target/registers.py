@@ -24,6 +24,8 @@ _STOP_S = 1.0
 _FRESH_WAIT_S = 1.0
 _LOOK_S = 0.0005
 _EINTR = -4
+_ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
+_IN_MILLISECONDS = (232, 281)  # epoll_wait, epoll_pwait: an int, -1 for none; the others point to their limit
 
 
 def read(pid: int) -> tuple[dict[int, list[int]], float]:
@@ -44,22 +46,27 @@ def read(pid: int) -> tuple[dict[int, list[int]], float]:
     return {int(tid): words for tid, words in told["registers"].items()}, told["longest_us"] / 1e6
 
 
-def _waits_in(pid: int, tid: int) -> tuple[int | None, int]:
-    """The system call that the thread waits in, if any, and how often it has waited so far."""
+def _has_time_limit(pid: int, tid: int) -> bool:
+    """Whether the thread waits in a system call that a stop would make begin its time limit anew."""
     with open(f"/proc/{pid}/task/{tid}/syscall") as file:
-        first = file.read().split()[0]
+        words = file.read().split()
+    register = EINTR_WAITS.get(int(words[0]), "") if words[0].isdecimal() else ""
+    if not register:
+        return False
+    limit = int(words[1 + _ARGUMENTS.index(register)], 16)
+    return limit & 0xFFFF_FFFF != 0xFFFF_FFFF if int(words[0]) in _IN_MILLISECONDS else limit != 0
+
+
+def _waits(pid: int, tid: int) -> int:
+    """How often the thread has waited so far."""
     with open(f"/proc/{pid}/task/{tid}/status") as file:
-        switches = next(line for line in file if line.startswith("voluntary_ctxt_switches"))
-    return (int(first) if first.isdecimal() else None), int(switches.split()[1])
+        return int(next(line for line in file if line.startswith("voluntary_ctxt_switches")).split()[1])
 
 
 def _wait_for_a_beginning(pid: int, tid: int) -> None:
-    call, seen = _waits_in(pid, tid)
+    seen = _waits(pid, tid)
     deadline = time.monotonic() + _FRESH_WAIT_S
-    while EINTR_WAITS.get(call or 0) and time.monotonic() < deadline:
-        call, switches = _waits_in(pid, tid)
-        if switches != seen:
-            return
+    while time.monotonic() < deadline and _has_time_limit(pid, tid) and _waits(pid, tid) == seen:
         time.sleep(_LOOK_S)
 
 

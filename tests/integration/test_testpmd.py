@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import shutil
@@ -75,6 +76,21 @@ def test_attached_while_it_forwards(runner: Runner, engine: str) -> None:
     assert tracked.wait() == 0
     assert tracked.summary["bad_frees"] == []
     assert not foreign_mappings(program.pid)
+    program.tell("quit")
+    assert program.finish() == 0
+
+
+def test_nothing_that_it_uses_is_called_lost(runner: Runner) -> None:
+    program = runner.start("dpdk-testpmd", *arguments())
+    program.wait_for(PROMPT)
+    program.ask("start", PROMPT)
+    with Host.attach(program.pid) as host:
+        for _ in range(3):
+            found = host.leaks()
+            assert (found.lost.blocks, found.indirectly_lost.blocks) == (0, 0), found
+            assert found.held > 100
+    del host
+    gc.collect()
     program.tell("quit")
     assert program.finish() == 0
 

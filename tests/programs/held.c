@@ -1,12 +1,12 @@
 /*
  * Blocks that are held in every way, and blocks that nobody holds; then it sleeps. Each block's type says what a search for
  * pointers must find: "lost" (3: one alone, one at the head of a list, one of a ring of two), "indirect" (11: the list's
- * other ten, the ring's other one), and "held" by way of what stands behind it. Prints "ready" and waits for a line.
+ * other ten, the ring's other one), and "held" by way of what stands behind it. Calls itself held-READY then.
  * `held CHAIN`: a list of that many blocks besides, from a global.
  */
 #include <pthread.h>
 #include <stdlib.h>
-#include <sys/mman.h>
+#include <sys/prctl.h>
 
 #include <rte_memzone.h>
 
@@ -73,8 +73,8 @@ static __attribute__((noinline)) void hold(void) {
 
 /* What the stack below holds from earlier calls would count. */
 static __attribute__((noinline)) void scrub(void) {
-    volatile char waste[1 << 16];
-    memset((void *) waste, 0, sizeof waste);
+    char waste[1 << 20];
+    explicit_bzero(waste, sizeof waste);
 }
 
 int main(int argc, char **argv) {
@@ -92,7 +92,6 @@ int main(int argc, char **argv) {
     }
     pthread_barrier_wait(&barrier);
     scrub();
-    puts("ready");
-    fflush(stdout);
-    return getchar() == EOF;
+    prctl(PR_SET_NAME, "held-READY");
+    for (;;) pause();
 }

@@ -6,12 +6,12 @@ import os
 import platform
 import re
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 from frida_rtetrack.errors import ArrivalRefused, NoSafeMoment, TargetEnded
+from frida_rtetrack.target import apart
 from frida_rtetrack.target.arrival.gate import LoaderGate
 from frida_rtetrack.target.arrival.modules import Memory
 from frida_rtetrack.target.arrival.region import GONE, GUARDED, SETTLED, Region
@@ -25,17 +25,6 @@ _HELPER_S = 30.0
 _HEARTBEAT_S = 1.0
 _MOST_BYTES = 1 << 24
 _FRIDAS_MEMORY = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rwxp 00000000 00:00 0 *$", re.MULTILINE)
-
-# Without the package's own __init__, which would load Frida and numpy: the helper is to begin at once.
-_HELPER = """
-import sys, types
-for name, path in (("frida_rtetrack", sys.argv[3]), ("frida_rtetrack.target", sys.argv[3] + "/target")):
-    module = types.ModuleType(name)
-    module.__path__ = [path]
-    sys.modules[name] = module
-from frida_rtetrack.target.arrival.helper import main
-main()
-"""
 
 
 class StandIn:
@@ -61,8 +50,7 @@ class StandIn:
     @classmethod
     def arrive(cls, pid: int, seconds: float = ARRIVAL_S) -> StandIn:
         """Puts one into process `pid`. Raises NoSafeMoment, ArrivalRefused or TargetEnded; the program is as before then."""
-        package = str(Path(__file__).parents[2])
-        command = [sys.executable, "-I", "-S", "-c", _HELPER, str(pid), str(seconds), package]
+        command = apart.command("frida_rtetrack.target.arrival.helper", pid, seconds)
         said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_HELPER_S)
         words = said.stdout.split()
         if words[:1] == ["standin"]:

@@ -1,0 +1,80 @@
+"""Who points to a block of a real program, and what nobody points to: asked by a script and at the prompt."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from restless import Restless
+from tracked import Runner
+
+from frida_rtetrack.target import registers
+
+SCRIPT = """
+import json, sys, time
+from frida_rtetrack import Host, Options
+
+def sites(share):
+    return sorted((site.types[0], site.blocks) for site in share.call_sites)
+
+with Host.spawn(sys.argv[2:], Options(engine=sys.argv[1])) as host:
+    while b"R" not in open(f"/proc/{host.pid}/comm", "rb").read():
+        time.sleep(0.01)
+    found = host.leaks()
+    live = {}
+    for block in host.tracking.live():
+        live.setdefault(host.names.label_text(int(block["label"])), []).append(int(block["address"]))
+    refs = {label: [(ref.where, ref.offset) for ref in host.refs(addresses[0])] for label, addresses in live.items()}
+    try:
+        host.refs(4096)
+    except Exception as error:
+        refs["nowhere"] = [(f"{type(error).__name__}: {error}", 0)]
+    print(json.dumps({"lost": sites(found.lost), "indirect": sites(found.indirectly_lost), "held": found.held,
+                      "complete": found.complete, "refs": refs, "seconds": found.seconds}))
+    host.kill()
+"""
+
+
+@pytest.fixture
+def judged(runner: Runner, engine: str) -> dict[str, Any]:
+    """What a host says of the program `held`, with a list of 20,000 blocks besides."""
+    path = runner.folder / "script.py"
+    path.write_text(SCRIPT)
+    host = runner.python(path, engine, runner.program("held"), *([] if engine == "portable" else [20_000]))
+    assert host.finish() == 0, host.stderr
+    found: dict[str, Any] = json.loads(host.stdout.splitlines()[-1])
+    return found
+
+
+def test_what_is_lost_is_told_from_what_is_held_in_any_way(judged: dict[str, Any], engine: str) -> None:
+    assert judged["lost"] == [["lost", 1], ["lost", 1], ["ring", 1]]
+    assert sorted(map(tuple, judged["indirect"])) == [("indirect", 10), ("ring", 1)]
+    assert judged["held"] == 12 + (20_000 if engine == "native" else 0)
+    assert judged["complete"]
+    refs = judged["refs"]
+    assert any("(held_by_global)" in where for where, _ in refs["held-by-global"])
+    assert any("(held_by_static)" in where for where, _ in refs["held-by-static"])
+    assert any("(tagged)" in where and offset == 5 for where, offset in refs["held-by-tag"])
+    assert any("(interior)" in where and offset == 24 for where, offset in refs["held-inside"])
+    assert any("libc's heap" in where for where, _ in refs["held-by-libc"])
+    assert any(re.search(r"type memzone:held_zone at 0x\w+, at offset 80$", where) for where, _ in refs["held-by-zone"])
+    assert any("a register of thread" in where for where, _ in refs["held-by-register"])
+    assert refs["held-by-stack"]
+    assert refs["lost"] == []
+    assert refs["nowhere"] == [["BadUsage: 0x1000 lies in no live block.", 0]]
+    if engine == "native":
+        assert any("the stack of held" in where for where, _ in refs["held-by-stack"])
+
+
+@pytest.mark.parametrize("actors", [("wait", "threads", "malloc"), ("compute", "forks", "signals")])
+def test_reading_the_registers_goes_unnoticed(runner: Runner, actors: tuple[str, ...]) -> None:
+    program = Restless(runner, *actors)
+    program.assert_well()
+    for _ in range(8):
+        words, longest_s = registers.read(program.pid)
+        assert program.pid in words
+        assert all(len(each) > 27 for each in words.values())
+        assert 0 < longest_s < registers.SECONDS
+        program.assert_well()
