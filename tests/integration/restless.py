@@ -6,7 +6,7 @@ import mmap
 import os
 import struct
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tracked import Process, Runner
@@ -30,7 +30,8 @@ class Actor:
 class Traces:
     """What attaching must not change."""
 
-    threads: int
+    threads: frozenset[str]
+    """Ids."""
     descriptors: int
     executable: tuple[str, ...]
     """Files and kinds of memory that are mapped executable. Not how many pieces: the kernel cuts those at a page that
@@ -74,24 +75,35 @@ class Restless:
         status = Path(f"/proc/{self.pid}/status").read_text()
         maps = Path(f"/proc/{self.pid}/maps").read_text().splitlines()
         return Traces(
-            len(os.listdir(f"/proc/{self.pid}/task")),
+            frozenset(os.listdir(f"/proc/{self.pid}/task")),
             len(os.listdir(f"/proc/{self.pid}/fd")),
             tuple(sorted({" ".join(line.split()[1:2] + line.split()[5:]) for line in maps if _is_code(line)})),
             next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")),
         )
 
+    def assert_left_as(self, usual: Traces) -> None:
+        """Its traces are `usual` again: at once, or when those of its own threads and libraries allow to see it."""
+        deadline = time.monotonic() + STUCK_S
+        while not _no_more(now := self.usual_traces(), usual):
+            assert time.monotonic() < deadline, f"{now}, which were {usual}"
+
     def usual_traces(self) -> Traces:
-        """The smallest that are seen in some looks."""
+        """The least that is seen in some looks: of the threads, those that are always there."""
         seen = [self.traces()]
         for _ in range(20):
             time.sleep(0.005)
             seen.append(self.traces())
         return Traces(
-            min(each.threads for each in seen),
+            frozenset.intersection(*(each.threads for each in seen)),
             min(each.descriptors for each in seen),
             min((each.executable for each in seen), key=len),
             seen[-1].caught,
         )
+
+
+def _no_more(now: Traces, usual: Traces) -> bool:
+    """A thread of its own that was there for a while only may be gone."""
+    return now.threads <= usual.threads and replace(now, threads=usual.threads) == usual
 
 
 def _is_code(line: str) -> bool:
