@@ -5,9 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROGRAMS := build/programs
 
-# What the programs, the tests and the demo need from Debian. clang is used where it can be had, and not asked for.
+# What the programs, the tests and the demo need from Debian. What is WANTED is used where it can be had, and not
+# asked for: clang for variants of the programs, chromium for the page, Go for its pprof.
 PACKAGES := dpdk dpdk-dev libdpdk-dev pkg-config gcc libc6-dev gdb python3-venv
-WANTED := clang-14
+WANTED := clang-14 chromium golang-go
 
 .DEFAULT_GOAL := help
 
@@ -65,7 +66,12 @@ build/.system: Makefile
 	  dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$package"; \
 	done; \
 	wanted=; for package in $(WANTED); do \
-	  command -v $$package >/dev/null || command -v clang >/dev/null || wanted="$$wanted $$package"; \
+	  case "$$package" in \
+	    clang-14) { command -v clang-14 || command -v clang; } >/dev/null && continue ;; \
+	    chromium) { command -v chromium || command -v google-chrome; } >/dev/null && continue ;; \
+	    golang-go) command -v go >/dev/null && continue ;; \
+	  esac; \
+	  wanted="$$wanted $$package"; \
 	done; \
 	test -n "$$missing$$wanted" || { touch $@; exit 0; }; \
 	if [ "$$(id -u)" = 0 ]; then become=; \
@@ -77,10 +83,10 @@ build/.system: Makefile
 	  $$become env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing >build/apt.log 2>&1 \
 	    || { cat build/apt.log >&2; echo "These Debian packages could not be installed:$$missing." >&2; exit 1; }; \
 	fi; \
-	if [ -n "$$wanted" ]; then \
-	  $$become env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$wanted >>build/apt.log 2>&1 \
-	    || echo "Without$$wanted: the variants built with clang are left out." >&2; \
-	fi; \
+	for package in $$wanted; do \
+	  $$become env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$package >>build/apt.log 2>&1 \
+	    || echo "Without $$package: the tests that need it are left out." >&2; \
+	done; \
 	touch $@
 
 clean: ## remove what was built

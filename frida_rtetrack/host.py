@@ -7,6 +7,7 @@ do is theirs. It prints nothing: what happens is told to an Observer.
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import threading
 import time
@@ -21,6 +22,7 @@ from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_FRAMES, Optio
 from frida_rtetrack.reachability.seeker import Referrer, Seeker
 from frida_rtetrack.reports import lost, summary
 from frida_rtetrack.reports.lost import LostReport
+from frida_rtetrack.reports.moment import Moment, Run
 from frida_rtetrack.reports.stats import Stats
 from frida_rtetrack.reports.summary import CallSite, Start, Summary
 from frida_rtetrack.session import Session, put_together
@@ -354,6 +356,13 @@ class Host:
             )
         self.sync()
         return summary.call_sites(self.tracking.live(), self._session.names, count, by)
+
+    def moment(self) -> Moment:
+        """What is live now, for a report or an export."""
+        self.sync()
+        run = Run(self.argv, self.pid, platform.node(), self._start, self.engine, VERSION)
+        with self._session.pump.lock:
+            return Moment(run, self.tracking.live(), self._session.names, time.monotonic_ns())
 
     def modules_like_dpdk(self) -> list[str]:
         """Base names of modules that were loaded and may have to do with DPDK: for a user who wonders where it is."""
