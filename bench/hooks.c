@@ -110,7 +110,7 @@ int main(int argc, char **argv) {
     unwinder = mmap(NULL, size(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     for (i = 0; i < 3; i++) {
         static const char *const NAMES[] = {"none", "allocations", "both"};
-        if (((int (*)(void *, void *, uint32_t, uint32_t, uint32_t)) get("agent_start"))(header, tables, 64, i > 0, i > 1) < 0) return 1;
+        if (((int (*)(void *, uint64_t, void *, uint32_t, uint32_t, uint32_t)) get("agent_start"))(header, bytes, tables, 64, i > 0, i > 1) < 0) return 1;
         if (i == 0) {
             ((void (*)(void *)) get("agent_use_unwinder"))(unwinder);
             ((void (*)(void)) get("hooks_start"))();

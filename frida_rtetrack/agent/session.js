@@ -52,8 +52,9 @@ class Session {
     this.ring = new RingPages(this.memory, options.populateBytes);
     this.tablesBytes = this.code.native('agent_tables_bytes', 'uint64', [])().toNumber();
     this.tables = map(this.tablesBytes, MAP_PRIVATE_ANONYMOUS, -1, this.ours);
-    const start = this.code.native('agent_start', 'int', ['pointer', 'pointer', 'uint32', 'uint32', 'uint32']);
-    this.process = start(this.memory, this.tables, options.maxFrames, +options.allocationBacktrace, +options.freeBacktrace);
+    const start = this.code.native('agent_start', 'int', ['pointer', 'uint64', 'pointer', 'uint32', 'uint32', 'uint32']);
+    this.process = start(this.memory, options.sessionBytes, this.tables, options.maxFrames, +options.allocationBacktrace,
+      +options.freeBacktrace);
     if (this.process < 0) throw new Error('the session memory is not of this version');
     this.mark = this.code.native('agent_mark', 'int', ['uint32', 'uint64']);
     this.switchTo = this.code.native('agent_switch', 'void', ['int']);

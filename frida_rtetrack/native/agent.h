@@ -23,6 +23,23 @@ struct read_only_range {
     volatile uint64_t start, end; /* end 0: free */
 };
 
+/*
+ * What a process keeps of each of its threads, at the place in its table that the thread's slot has in the session memory.
+ * Other processes write that one too: nothing that is followed, counted on or waited for may lie there.
+ */
+struct own_thread { /* 64 bytes */
+    volatile uint32_t tid;  /* 0: nobody's */
+    volatile uint32_t lock; /* 1 while somebody takes the place, or the memory, of a thread that is gone */
+    uint16_t depth;         /* 1 while it is inside of a hooked function */
+    uint16_t appending;     /* not 0 between claiming a slot of the ring and committing it */
+    uint32_t reserved;
+    uint64_t memory;        /* the native engine's for this thread, 0: none yet */
+    uint64_t outermost_sp;  /* stack pointer of the outermost hooked call */
+    uint64_t stack_low, stack_high; /* the stack that it was last seen on */
+    uint64_t reserved2[2];
+};
+
+#define OWN_THREADS_BYTES (SESSION_MAX_THREADS * sizeof(struct own_thread)) /* whole pages */
 #define LABEL_CACHE_ENTRIES 4096
 #define LABEL_INDEX_ENTRIES 65536
 #define STACK_INDEX_ENTRIES (1 << 20)
@@ -56,7 +73,9 @@ struct WHOLE_PAGES agent {
     uint64_t *stacks;
     uint8_t *labels;
     struct thread_slot *threads;
+    uint64_t to_own_threads; /* from a thread's slot to its struct own_thread, bytes */
     uint8_t *modules;
+    uint64_t stacks_words, labels_bytes, threads_capacity, modules_bytes; /* as they were when we began */
     volatile uint64_t tail_seen; /* a tail read earlier: never ahead of the real one */
     void (*dump_heaps)(void *); /* rte_malloc_dump_heaps, if the final baseline is wanted */
     void (*walk_memzones)(void (*)(const struct memzone *, void *), void *); /* rte_memzone_walk, if it is there */

@@ -21,8 +21,7 @@ static void wait_to_be_watched(struct session_header *header, uint32_t pid) {
         struct exec_entry *entry = &header->execs[i];
         if (atomic_claim(&entry->pid, pid) != 0) continue;
         publish_u32(&entry->state, EXEC_WAITING);
-        while (*(volatile uint32_t *) &entry->state != EXEC_GO && monotonic_ns() < until
-               && monotonic_ns() < *(volatile uint64_t *) &header->heartbeat_ns + HEARTBEAT_LIMIT_NS)
+        while (*(volatile uint32_t *) &entry->state != EXEC_GO && monotonic_ns() < until && host_is_alive(header))
             syscall(SYS_NANOSLEEP, pause, 0L);
         publish_u32(&entry->state, EXEC_FREE);
         publish_u32(&entry->pid, 0);

@@ -1,5 +1,16 @@
 /* What a forked child does: it takes the session over as a process of its own (--follow-fork), or nothing at all. */
 
+#ifndef MADV_DONTNEED
+#define MADV_DONTNEED 4
+#endif
+
+/* What was copied of the parent's threads is nobody's here. */
+static void forget_threads(void) {
+    uint64_t own = (uint64_t) agent.threads + agent.to_own_threads;
+    if (syscall(SYS_MADVISE, (long) own, (long) OWN_THREADS_BYTES, (long) MADV_DONTNEED) != 0)
+        memset((void *) own, 0, OWN_THREADS_BYTES);
+}
+
 /*
  * In a forked child, where `agent` reads as zeros: takes the parent's state over as a process of its own, if children
  * are followed. 0: they are not, or the host has gone.
@@ -20,6 +31,7 @@ static __attribute__((noinline)) int adopt_child(void) {
             agent.process = (uint32_t) process;
             agent.label_lock = 0;
             agent.dump_heaps = NULL;
+            forget_threads();
             tls_set(agent.thread_key, NULL); /* the forking thread's slot is the parent's */
             agent.header->processes[process].pid = agent.pid;
             agent.header->processes[process].reserved = parent + 1;

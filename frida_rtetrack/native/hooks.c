@@ -56,26 +56,26 @@ INLINE struct unwind_memo *memo_of(struct thread_private *own, int release) {
 
 /* The private memory of a thread that is gone, if one is found near the end of a bounded search; else 0. */
 static uint64_t inherit_private(void) {
-    uint64_t threads = agent.header->threads_used, i;
-    if (threads > agent.header->threads_capacity) threads = agent.header->threads_capacity;
-    for (i = 0; i < INHERITANCE_SEARCH && threads > 1; i++) {
-        struct thread_slot *slot = &agent.threads[1 + atomic_add(&originals.search, 1) % (threads - 1)];
-        if (slot->process != agent.process || slot->own_memory == 0 || !thread_is_gone(slot)) continue;
-        if (atomic_exchange((volatile uint32_t *) &slot->taken, 1)) continue; /* somebody else takes it */
-        return slot->own_memory;
+    uint64_t threads = agent.header->threads_used, i, memory = 0;
+    if (threads > agent.threads_capacity) threads = agent.threads_capacity;
+    for (i = 0; i < INHERITANCE_SEARCH && threads > 1 && memory == 0; i++) {
+        struct own_thread *own = own_of(&agent.threads[1 + atomic_add(&originals.search, 1) % (threads - 1)]);
+        if (own->memory == 0 || !lock_gone_thread(own)) continue;
+        memory = own->memory;
+        own->memory = 0;
+        publish_u32(&own->lock, 0);
     }
-    return 0;
+    return memory;
 }
 
-static struct thread_private *private_of(struct thread_slot *thread) {
-    if (thread->own_memory == 0 || thread->taken) {
+static struct thread_private *private_of(struct own_thread *own) {
+    if (own->memory == 0) {
         uint64_t address = inherit_private();
         if (address == 0) address = (uint64_t) syscall(SYS_MMAP, 0L, PRIVATE_BYTES, 3L, 0x22L, -1L, 0L);
         if ((int64_t) address < 0) return NULL;
-        thread->taken = 0;
-        thread->own_memory = address;
+        own->memory = address;
     }
-    return (struct thread_private *) thread->own_memory;
+    return (struct thread_private *) own->memory;
 }
 
 /*
@@ -106,12 +106,12 @@ static __attribute__((noinline)) uint32_t walk_stack_above(struct thread_slot *t
         uint64_t caller = frame[1];
         return intern_stack(hash_stack(&caller, 1), &caller, 1, STACK_OUT_OF_BOUNDS);
     }
-    own = private_of(thread);
+    own = private_of(own_of(thread));
     trace.ra = frame[1];
     trace.sp = sp;
     trace.bp = frame[0];
     trace.low = sp;
-    trace.high = thread->stack_high;
+    trace.high = own_of(thread)->stack_high;
     trace.frames = frames;
     trace.max_frames = (int32_t) agent.max_frames;
     cache = own == NULL ? NULL : release ? &own->release : &own->allocation;
@@ -132,10 +132,11 @@ static __attribute__((noinline)) uint32_t walk_stack_above(struct thread_slot *t
  */
 INLINE uint32_t stack_above(struct thread_slot *thread, const uint64_t *frame, int release) {
     uint64_t sp = (uint64_t) (frame + 2);
-    struct thread_private *own = (struct thread_private *) thread->own_memory;
-    if (likely(own != NULL && !thread->taken && sp >= thread->stack_low && sp < thread->stack_high)) {
+    const struct own_thread *kept = own_of(thread);
+    struct thread_private *own = (struct thread_private *) kept->memory;
+    if (likely(own != NULL && sp >= kept->stack_low && sp < kept->stack_high)) {
         const struct walk_cache *cache = release ? &own->release : &own->allocation;
-        uint32_t number = repeat_walk(agent.unwinder, memo_of(own, release), frame[1], sp, frame[0], sp, thread->stack_high,
+        uint32_t number = repeat_walk(agent.unwinder, memo_of(own, release), frame[1], sp, frame[0], sp, kept->stack_high,
                                       (int32_t) agent.max_frames, NULL);
         if (likely(number != 0 && number == cache->number && cache->epoch == agent.epoch)) return cache->stack;
     }
@@ -148,20 +149,22 @@ INLINE uint32_t stack_above(struct thread_slot *thread, const uint64_t *frame, i
  */
 INLINE struct thread_slot *enter(const uint64_t *frame) {
     struct thread_slot *thread = thread_known();
+    struct own_thread *own;
     if (unlikely(thread == NULL) && (thread = thread_register()) == NULL) {
         atomic_add(&originals.uncounted, 1);
         atomic_add(&agent.header->lost, 1);
         return NULL;
     }
-    if (unlikely(thread->depth != 0) && (uint64_t) frame < thread->outermost_sp) return NESTED;
-    thread->depth = 1;
-    thread->outermost_sp = (uint64_t) frame;
+    own = own_of(thread);
+    if (unlikely(own->depth != 0) && (uint64_t) frame < own->outermost_sp) return NESTED;
+    own->depth = 1;
+    own->outermost_sp = (uint64_t) frame;
     return thread;
 }
 
 INLINE void leave(struct thread_slot *thread) {
     if (thread == NULL) atomic_add(&originals.uncounted, (uint64_t) -1);
-    else if (thread != NESTED) thread->depth = 0;
+    else if (thread != NESTED) own_of(thread)->depth = 0;
 }
 
 #define OUTERMOST(thread) likely((uint64_t) (thread) > 1 && agent.recording)
@@ -325,13 +328,12 @@ uint64_t hooks_uncounted(void) { return originals.uncounted; }
 
 /* Gives back what the threads of this process keep. Nobody is inside a hook any more. */
 void hooks_stop(void) {
-    uint64_t i, used = agent.header->threads_used;
-    if (used > agent.header->threads_capacity) used = agent.header->threads_capacity;
-    for (i = 1; i < used; i++) {
-        struct thread_slot *slot = &agent.threads[i];
-        if (slot->process != agent.process || slot->own_memory == 0 || slot->taken) continue;
-        syscall(SYS_MUNMAP, (long) slot->own_memory, PRIVATE_BYTES);
-        slot->own_memory = 0;
+    uint64_t i;
+    for (i = 1; i < agent.threads_capacity; i++) {
+        struct own_thread *own = own_of(&agent.threads[i]);
+        if (own->memory == 0) continue;
+        syscall(SYS_MUNMAP, (long) own->memory, PRIVATE_BYTES);
+        own->memory = 0;
     }
 }
 

@@ -48,8 +48,7 @@ static uint32_t intern_label(const char *text, uint32_t length) {
         if (*(uint16_t *) record == length && same_text(record + 2, text, length)) return id;
     }
     bytes = (2 + (uint64_t) length + 7) & ~7ULL;
-    if (*(volatile uint64_t *) &header->labels_used + bytes > header->labels_bytes
-        || (at = atomic_add(&header->labels_used, bytes)) + bytes > header->labels_bytes) {
+    if (!reserve(&header->labels_used, bytes, agent.labels_bytes, &at)) {
         atomic_add(&header->labels_refused, 1);
         return 0;
     }

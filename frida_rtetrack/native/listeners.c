@@ -38,7 +38,7 @@ static uint32_t listened_stack(GumInvocationContext *context, struct thread_slot
     if (!on_known_stack(thread, sp)) return intern_stack(hash_stack(&trace.ra, 1), &trace.ra, 1, STACK_OUT_OF_BOUNDS);
     trace.sp = trace.low = sp;
     trace.bp = register_at(context, call_layout.bp);
-    trace.high = thread->stack_high;
+    trace.high = own_of(thread)->stack_high;
     trace.frames = frames;
     trace.max_frames = (int32_t) agent.max_frames;
     unwind_walk_with_memo(agent.unwinder, NULL, &trace);
@@ -60,7 +60,7 @@ void listener_enter(GumInvocationContext *context) {
     /* After a tail call from a listened function the stack pointer is equal: one byte lower says "deeper". */
     call->thread = enter((const uint64_t *) (sp - 1));
     if (!OUTERMOST(call->thread)) return;
-    call->thread->outermost_sp = sp;
+    own_of(call->thread)->outermost_sp = sp;
     switch (api) {
     case API_MALLOC_SOCKET: case API_ZMALLOC_SOCKET: call->socket = (int) argument(context, 3); /* fallthrough */
     case API_MALLOC: case API_ZMALLOC:

@@ -8,6 +8,16 @@ static uint64_t monotonic_ns(void) {
 }
 
 /*
+ * Takes `amount` of a table that has room for `limit`, from where `used` says that it is free; 0: it is full. Whatever
+ * another process wrote to `used`, *at is a place in the table.
+ */
+static int reserve(volatile uint64_t *used, uint64_t amount, uint64_t limit, uint64_t *at) {
+    if (amount > limit || *used > limit - amount) return 0;
+    *at = atomic_add(used, amount);
+    return *at <= limit - amount;
+}
+
+/*
  * Copies memory that may be gone, such as a library that another thread unloads; 0: it is. Where the kernel does not let
  * a process ask, it is read as it is.
  */

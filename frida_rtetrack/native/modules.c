@@ -55,8 +55,7 @@ struct module_record *agent_module_loaded(uint64_t base, uint64_t size, const ch
     add_read_only_segments(base, size);
     if (length > 4095) length = 4095;
     bytes = (sizeof *record + length + 7) & ~7ULL;
-    at = atomic_add(&header->modules_used, bytes);
-    if (at + bytes > header->modules_bytes) return NULL;
+    if (!reserve(&header->modules_used, bytes, agent.modules_bytes, &at)) return NULL;
     record = (struct module_record *) (agent.modules + at);
     record->process = (uint16_t) agent.process;
     record->path_bytes = (uint16_t) length;

@@ -126,6 +126,7 @@ extern int *__errno_location(void);
 #define SYS_MMAP 9
 #define SYS_MUNMAP 11
 #define SYS_MREMAP 25
+#define SYS_MADVISE 28
 #define SYS_FACCESSAT 269
 #else /* the numbers that arm64, riscv64 and loongarch64 share */
 #define SYS_GETTID 178
@@ -142,6 +143,7 @@ extern int *__errno_location(void);
 #define SYS_MMAP 222
 #define SYS_MUNMAP 215
 #define SYS_MREMAP 216
+#define SYS_MADVISE 233
 #define SYS_FACCESSAT 48
 #endif
 

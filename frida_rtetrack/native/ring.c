@@ -1,7 +1,12 @@
 /* The event ring: claim a slot, fill it in, publish it; and what to do while there is no room. */
 
 #define RING_MARGIN 1024           /* threads that may pass the check for room at the same time */
-#define HEARTBEAT_LIMIT_NS 2000000000ULL
+#define HEARTBEAT_LIMIT_NS 2000000000LL
+
+static int host_is_alive(struct session_header *header) {
+    int64_t ago = (int64_t) (monotonic_ns() - *(volatile uint64_t *) &header->heartbeat_ns);
+    return ago < HEARTBEAT_LIMIT_NS && ago > -HEARTBEAT_LIMIT_NS; /* none is to come: another process wrote that */
+}
 
 /* Waits until the ring has room again. 0: the host is not there (any more); the event must be dropped. */
 static __attribute__((noinline)) int wait_for_room(uint64_t needed_tail) {
@@ -11,12 +16,10 @@ static __attribute__((noinline)) int wait_for_room(uint64_t needed_tail) {
     pause[1] = 50000;
     atomic_add(&header->waits, 1);
     for (;;) {
-        uint64_t heartbeat;
         agent.tail_seen = *(volatile uint64_t *) &header->tail;
         if ((int64_t) (agent.tail_seen - needed_tail) >= 0) return 1;
         if (agent.abandoned) return 0;
-        heartbeat = *(volatile uint64_t *) &header->heartbeat_ns;
-        if (monotonic_ns() > heartbeat + HEARTBEAT_LIMIT_NS) {
+        if (!host_is_alive(header)) {
             if (agent.process != agent.module_process) agent.recording = 0, agent.abandoned = 1; /* a followed child has nobody to unhook it */
             return 0;
         }
@@ -26,10 +29,11 @@ static __attribute__((noinline)) int wait_for_room(uint64_t needed_tail) {
 
 /*
  * Claims the next slot of the ring, and says that the thread is writing it; NULL: dropped and counted. `commit` is what
- * event->commit must become once the slot is filled in; then thread->appending must be put back.
+ * event->commit must become once the slot is filled in; then `appending` must be put back.
  */
 INLINE struct event *claim(struct thread_slot *thread, uint32_t *commit) {
     struct session_header *header = agent.header;
+    struct own_thread *own = own_of(thread);
     uint64_t room = agent.tail_seen + agent.ring_capacity, index = *(volatile uint64_t *) &header->head + RING_MARGIN;
     if (unlikely(index >= room)) { /* full, as far as was known */
         agent.tail_seen = *(volatile uint64_t *) &header->tail;
@@ -39,11 +43,11 @@ INLINE struct event *claim(struct thread_slot *thread, uint32_t *commit) {
         }
         room = agent.tail_seen + agent.ring_capacity;
     }
-    thread->appending++;
+    thread->appending = ++own->appending;
     index = atomic_add(&header->head, 1);
     /* More threads than the margin came through the check together: only now must this one wait, for its own slot. */
     if (unlikely(index >= room) && !wait_for_room(index + 1 - agent.ring_capacity)) {
-        thread->appending--; /* the slot stays uncommitted: the reader skips and counts it */
+        thread->appending = --own->appending; /* the slot stays uncommitted: the reader skips and counts it */
         return NULL;
     }
     *commit = (uint32_t) ((index >> agent.ring_shift) + 1) & 0xffff;
@@ -62,7 +66,7 @@ INLINE int append_at(struct thread_slot *thread, uint64_t units, uint32_t what, 
     event->size_and_thread = size | thread_number(thread) << EVENT_SIZE_BITS;
     *(volatile uint64_t *) &event->stack = stack | (uint64_t) label << 32;
     publish_u32((volatile uint32_t *) &event->commit, commit | (uint32_t) units << 16);
-    thread->appending--;
+    thread->appending = --own_of(thread)->appending;
     return 1;
 }
 

@@ -17,32 +17,59 @@
 
 /* ---- called by agent.js, on its own thread ---- */
 
+/* Whether `count` units lie in the memory from `offset` on, behind the header and aligned to units. */
+static int lies_within(uint64_t offset, uint64_t count, uint64_t unit_bytes, uint64_t bytes) {
+    return offset >= SESSION_HEADER_BYTES && offset % 8 == 0 && offset <= bytes && count <= (bytes - offset) / unit_bytes;
+}
+
+/* Our own copy of where what is: other processes can write the header. 0: it is not laid out as we know. */
+static int take_layout(const struct session_header *header, uint64_t bytes) {
+    struct session_header own;
+    memcpy(&own, header, offsetof(struct session_header, pad0));
+    if (own.magic != SESSION_MAGIC || own.version != SESSION_VERSION) return 0;
+    if (own.ring_capacity == 0 || (own.ring_capacity & (own.ring_capacity - 1)) != 0) return 0;
+    if (own.threads_capacity < 2 || own.threads_capacity > SESSION_MAX_THREADS) return 0;
+    if (!lies_within(own.ring_offset, own.ring_capacity, sizeof(struct event), bytes)
+        || !lies_within(own.stacks_offset, own.stacks_words, 8, bytes) || !lies_within(own.labels_offset, own.labels_bytes, 1, bytes)
+        || !lies_within(own.threads_offset, own.threads_capacity, sizeof(struct thread_slot), bytes)
+        || !lies_within(own.modules_offset, own.modules_bytes, 1, bytes))
+        return 0;
+    agent.ring = (struct event *) ((uint8_t *) header + own.ring_offset);
+    agent.ring_capacity = own.ring_capacity;
+    agent.ring_mask = own.ring_capacity - 1;
+    for (agent.ring_shift = 0; (1ULL << agent.ring_shift) < own.ring_capacity; agent.ring_shift++) {}
+    agent.stacks = (uint64_t *) ((uint8_t *) header + own.stacks_offset);
+    agent.stacks_words = own.stacks_words;
+    agent.labels = (uint8_t *) header + own.labels_offset;
+    agent.labels_bytes = own.labels_bytes;
+    agent.threads = (struct thread_slot *) ((uint8_t *) header + own.threads_offset);
+    agent.threads_capacity = own.threads_capacity;
+    agent.modules = (uint8_t *) header + own.modules_offset;
+    agent.modules_bytes = own.modules_bytes;
+    return 1;
+}
+
 /*
- * Takes the mapped session memory into use; the host has filled in the header. `tables` is zeroed private memory of
- * agent_tables_bytes(). Returns our index in the process table, or -1 where the memory is not what we know.
+ * Takes the mapped session memory of `bytes` into use; the host has filled in the header. `tables` is zeroed private
+ * memory of agent_tables_bytes(), whole pages. Returns our index in the process table, or -1 where the memory is not what
+ * we know.
  */
-int agent_start(struct session_header *header, uint8_t *tables, uint32_t max_frames, uint32_t allocation_backtrace,
+int agent_start(struct session_header *header, uint64_t bytes, uint8_t *tables, uint32_t max_frames, uint32_t allocation_backtrace,
                 uint32_t free_backtrace) {
     uint64_t process;
-    if (header->magic != SESSION_MAGIC || header->version != SESSION_VERSION) return -1;
+    if (!take_layout(header, bytes)) return -1;
     process = atomic_add(&header->processes_used, 1);
     if (process >= SESSION_MAX_PROCESSES) return -1;
     agent.pid = (uint32_t) syscall(SYS_GETPID);
     agent.process = agent.module_process = (uint32_t) process;
     agent.epoch = 0;
     agent.header = header;
-    agent.ring = (struct event *) ((uint8_t *) header + header->ring_offset);
-    agent.ring_capacity = header->ring_capacity;
-    agent.ring_mask = header->ring_capacity - 1;
-    for (agent.ring_shift = 0; (1ULL << agent.ring_shift) < header->ring_capacity; agent.ring_shift++) {}
-    agent.stacks = (uint64_t *) ((uint8_t *) header + header->stacks_offset);
-    agent.labels = (uint8_t *) header + header->labels_offset;
-    agent.threads = (struct thread_slot *) ((uint8_t *) header + header->threads_offset);
-    agent.modules = (uint8_t *) header + header->modules_offset;
     agent.tail_seen = *(volatile uint64_t *) &header->tail;
     agent.max_frames = max_frames < MAX_FRAMES ? max_frames : MAX_FRAMES;
     agent.allocation_backtrace = allocation_backtrace;
     agent.free_backtrace = free_backtrace;
+    agent.to_own_threads = (uint64_t) tables - (uint64_t) agent.threads;
+    tables += OWN_THREADS_BYTES;
     agent.stack_index = (struct stack_index_entry *) tables;
     tables += STACK_INDEX_ENTRIES * sizeof(struct stack_index_entry);
     agent.label_cache = (struct label_cache_entry *) tables;
@@ -60,8 +87,8 @@ int agent_start(struct session_header *header, uint8_t *tables, uint32_t max_fra
 
 /* Bytes of zeroed memory that agent_start wants. */
 uint64_t agent_tables_bytes(void) {
-    return STACK_INDEX_ENTRIES * sizeof(struct stack_index_entry) + LABEL_CACHE_ENTRIES * sizeof(struct label_cache_entry)
-           + READ_ONLY_RANGES * sizeof(struct read_only_range) + LABEL_INDEX_ENTRIES * sizeof(uint32_t);
+    return OWN_THREADS_BYTES + STACK_INDEX_ENTRIES * sizeof(struct stack_index_entry)
+           + LABEL_CACHE_ENTRIES * sizeof(struct label_cache_entry) + READ_ONLY_RANGES * sizeof(struct read_only_range) + LABEL_INDEX_ENTRIES * sizeof(uint32_t);
 }
 
 void agent_switch(int on) { publish_u32(&agent.on, (uint32_t) on); }
@@ -73,14 +100,11 @@ void agent_abandon(void) { publish_u32(&agent.abandoned, 1); }
 
 /* Threads of this process that are inside of a hooked function or of append(): unloading waits for 0. */
 int agent_threads_inside(void) {
-    uint64_t i, used = agent.header->threads_used;
+    uint64_t i;
     int inside = 0;
-    if (used > agent.header->threads_capacity) used = agent.header->threads_capacity;
-    for (i = 1; i < used; i++) {
-        struct thread_slot *slot = &agent.threads[i];
-        if (slot->process == agent.process && slot->tid != 0 && (slot->depth != 0 || slot->appending != 0)
-            && !thread_is_gone(slot))
-            inside++;
+    for (i = 1; i < agent.threads_capacity; i++) {
+        struct own_thread *own = own_of(&agent.threads[i]);
+        if (own->tid != 0 && (own->depth != 0 || own->appending != 0) && !thread_is_gone(own->tid)) inside++;
     }
     return inside;
 }

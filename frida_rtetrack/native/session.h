@@ -16,6 +16,7 @@
 #define SESSION_VERSION 1
 #define SESSION_HEADER_BYTES 4096
 #define SESSION_MAX_PROCESSES 192
+#define SESSION_MAX_THREADS 65536
 
 /* What happened. A free is recorded before the original is called, an allocation after it returned. */
 enum event_kind {
@@ -114,17 +115,19 @@ enum stack_end {
 /* Label table: records of { uint16_t length; char text[length]; } at multiples of 8 bytes, record 0 is never used. */
 #define LABEL_MAX_BYTES 255
 
-struct thread_slot { /* 64 bytes, one a thread that ever called a hooked function */
+/*
+ * 64 bytes, one a thread that ever called a hooked function. For the host: no process reads it back, its own or another's
+ * (struct own_thread, agent.h).
+ */
+struct thread_slot {
     uint32_t tid;
     uint16_t process;     /* index into session_header.processes */
     uint16_t reserved;
     char name[16];        /* as it was at the thread's first event */
-    uint16_t depth;       /* 1 while it is inside of a hooked function */
     uint16_t appending;   /* not 0 between claiming a slot of the ring and committing it */
-    uint32_t taken;       /* own_memory was handed on to another thread */
-    uint64_t outermost_sp; /* stack pointer of the outermost hooked call */
+    uint16_t reserved2[3];
     uint64_t stack_low, stack_high; /* the stack that it was last seen on */
-    uint64_t own_memory;  /* of the target: the native engine's memory for this thread */
+    uint64_t reserved3[2];
 };
 
 /* Module table: records one after another at multiples of 8 bytes; record_bytes is written last. */

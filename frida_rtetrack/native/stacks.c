@@ -13,8 +13,7 @@ static uint64_t hash_stack(const uint64_t *frames, uint32_t count) {
 static uint32_t store_stack(uint64_t hash, const uint64_t *frames, uint32_t count, uint32_t end) {
     struct session_header *header = agent.header;
     uint64_t words = STACK_RECORD_WORDS + count, at, *record;
-    if (*(volatile uint64_t *) &header->stacks_used + words > header->stacks_words
-        || (at = atomic_add(&header->stacks_used, words)) + words > header->stacks_words) {
+    if (!reserve(&header->stacks_used, words, agent.stacks_words, &at)) {
         atomic_add(&header->stacks_refused, 1);
         return 0;
     }

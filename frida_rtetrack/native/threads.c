@@ -3,20 +3,35 @@
 #define PR_GET_NAME 16
 #define AT_FDCWD -100
 
-static int thread_is_gone(struct thread_slot *slot) {
+INLINE struct own_thread *own_of(struct thread_slot *slot) {
+    return (struct own_thread *) ((uint64_t) slot + agent.to_own_threads);
+}
+
+static int thread_is_gone(uint32_t tid) {
     int *error = __errno_location();
     int saved = *error, gone;
-    gone = syscall(SYS_TGKILL, (long) agent.pid, (long) slot->tid, 0L) != 0 && *error == 3; /* ESRCH */
+    gone = syscall(SYS_TGKILL, (long) agent.pid, (long) tid, 0L) != 0 && *error == 3; /* ESRCH */
     *error = saved;
     return gone;
 }
 
-static struct thread_slot *reuse_thread_slot(void) {
-    struct session_header *header = agent.header;
-    uint64_t start = atomic_add(&header->threads_refused, 1), i;
+/* Takes the lock of a thread's place if that thread is gone, and 0 if it is not, or somebody else is at it. */
+static int lock_gone_thread(struct own_thread *own) {
+    if (own->tid == 0 || !thread_is_gone(own->tid) || atomic_exchange(&own->lock, 1)) return 0;
+    if (thread_is_gone(own->tid)) return 1;
+    publish_u32(&own->lock, 0);
+    return 0;
+}
+
+static struct thread_slot *reuse_thread_slot(uint32_t tid) {
+    uint64_t start = atomic_add(&agent.header->threads_refused, 1), i;
     for (i = 0; i < 64; i++) { /* bounded: a later call goes on from where this one stopped */
-        struct thread_slot *slot = &agent.threads[1 + (start * 64 + i) % (header->threads_capacity - 1)];
-        if (slot->process == agent.process && thread_is_gone(slot)) return slot;
+        struct thread_slot *slot = &agent.threads[1 + (start * 64 + i) % (agent.threads_capacity - 1)];
+        struct own_thread *own = own_of(slot);
+        if (!lock_gone_thread(own)) continue;
+        own->tid = tid;
+        publish_u32(&own->lock, 0);
+        return slot;
     }
     return NULL;
 }
@@ -24,18 +39,25 @@ static struct thread_slot *reuse_thread_slot(void) {
 /* The calling thread's slot; NULL if there is no room for another thread. */
 static __attribute__((noinline)) struct thread_slot *thread_register(void) {
     struct session_header *header = agent.header;
-    struct thread_slot *slot;
-    uint64_t number = header->threads_used;
-    if (number < header->threads_capacity) number = atomic_add(&header->threads_used, 1);
-    slot = number < header->threads_capacity ? &agent.threads[number] : reuse_thread_slot();
+    struct thread_slot *slot = NULL;
+    struct own_thread *own;
+    uint32_t tid = (uint32_t) syscall(SYS_GETTID);
+    uint64_t number = *(volatile uint64_t *) &header->threads_used;
+    if (number < agent.threads_capacity) number = atomic_add(&header->threads_used, 1);
+    /* Whatever the number is: no two threads of ours have one place. */
+    if (number != 0 && number < agent.threads_capacity && atomic_claim(&own_of(&agent.threads[number])->tid, tid) == 0)
+        slot = &agent.threads[number];
+    else slot = reuse_thread_slot(tid);
     if (slot == NULL) return NULL;
+    own = own_of(slot);
+    own->depth = own->appending = 0;
+    own->outermost_sp = own->stack_low = own->stack_high = 0;
     slot->process = agent.process;
-    slot->depth = 0;
     slot->appending = 0;
-    slot->outermost_sp = slot->stack_low = slot->stack_high = 0;
+    slot->stack_low = slot->stack_high = 0;
     memset(slot->name, 0, sizeof slot->name);
     syscall(SYS_PRCTL, (long) PR_GET_NAME, slot->name, 0L, 0L, 0L);
-    slot->tid = (uint32_t) syscall(SYS_GETTID);
+    slot->tid = tid;
     tls_set(agent.thread_key, slot);
     return slot;
 }
@@ -89,18 +111,18 @@ static uint64_t parse_hex(const char **text, const char *end) {
 }
 
 /*
- * The mapping that `sp` lies in, from /proc/self/maps, into the slot's stack_low and stack_high; a thread's own control
- * block, at the top of its stack, bounds it further. Called once for each stack that a thread is seen on.
+ * The mapping that `sp` lies in, from /proc/self/maps, into stack_low and stack_high; a thread's own control block, at
+ * the top of its stack, bounds it further. Called once for each stack that a thread is seen on.
  */
-static void find_stack(struct thread_slot *slot, uint64_t sp) {
+static void find_stack(struct own_thread *own, uint64_t sp) {
     char buffer[2048];
     uint64_t control_block;
     int used = 0;
     long fd = syscall(SYS_OPENAT, (long) AT_FDCWD, "/proc/self/maps", 0x80000L /* O_CLOEXEC */, 0L);
     __asm__ volatile("movq %%fs:0, %0" : "=r"(control_block));
-    slot->stack_low = slot->stack_high = 0;
+    own->stack_low = own->stack_high = 0;
     if (fd < 0) {
-        if (control_block > sp && control_block - sp < (64ULL << 20)) slot->stack_low = sp, slot->stack_high = control_block;
+        if (control_block > sp && control_block - sp < (64ULL << 20)) own->stack_low = sp, own->stack_high = control_block;
         return;
     }
     for (;;) {
@@ -117,8 +139,8 @@ static void find_stack(struct thread_slot *slot, uint64_t sp) {
             if (text < end && *text == '-') text++;
             high = parse_hex(&text, end);
             if (sp >= low && sp < high) {
-                slot->stack_low = low;
-                slot->stack_high = control_block > sp && control_block < high ? control_block : high;
+                own->stack_low = low;
+                own->stack_high = control_block > sp && control_block < high ? control_block : high;
                 syscall(SYS_CLOSE, fd);
                 return;
             }
@@ -131,11 +153,14 @@ static void find_stack(struct thread_slot *slot, uint64_t sp) {
     syscall(SYS_CLOSE, fd);
 }
 
-/* Sets the slot's stack bounds for `sp`; 0 where they cannot be told. */
+/* Sets the thread's stack bounds for `sp`, and tells the host of them; 0 where they cannot be told. */
 static int on_known_stack(struct thread_slot *slot, uint64_t sp) {
-    if (sp >= slot->stack_low && sp < slot->stack_high) return 1;
-    find_stack(slot, sp);
-    return sp >= slot->stack_low && sp < slot->stack_high;
+    struct own_thread *own = own_of(slot);
+    if (sp >= own->stack_low && sp < own->stack_high) return 1;
+    find_stack(own, sp);
+    slot->stack_low = own->stack_low;
+    slot->stack_high = own->stack_high;
+    return sp >= own->stack_low && sp < own->stack_high;
 }
 #else
 static int on_known_stack(struct thread_slot *slot, uint64_t sp) { return 0; }

@@ -15,6 +15,7 @@ SESSION_MAGIC = 0x4B43415254455452
 SESSION_VERSION = 1
 HEADER_BYTES = 4096
 MAX_PROCESSES = 192
+MAX_THREADS = 1 << 16
 LABEL_MAX_BYTES = 255
 STACK_RECORD_WORDS = 2
 MODULE_LOADED = 0xFFFF_FFFF
@@ -123,13 +124,11 @@ THREAD_DTYPE = np.dtype(
         ("process", "<u2"),
         ("reserved", "<u2"),
         ("name", "S16"),
-        ("depth", "<u2"),
         ("appending", "<u2"),
-        ("taken", "<u4"),
-        ("outermost_sp", "<u8"),
+        ("reserved2", "<u2", (3,)),
         ("stack_low", "<u8"),
         ("stack_high", "<u8"),
-        ("own_memory", "<u8"),
+        ("reserved3", "<u8", (2,)),
     ]
 )
 """`struct thread_slot`, 64 bytes."""

@@ -15,6 +15,7 @@ from frida_rtetrack.stream.events import (
     EVENT_DTYPE,
     HEADER_BYTES,
     HEADER_DTYPE,
+    MAX_THREADS,
     SESSION_MAGIC,
     SESSION_VERSION,
     THREAD_DTYPE,
@@ -23,7 +24,6 @@ from frida_rtetrack.stream.events import (
 MIB = 1 << 20
 STACK_TABLE_BYTES = 128 * MIB
 LABEL_TABLE_BYTES = 8 * MIB
-THREAD_TABLE_SLOTS = 1 << 16
 MODULE_TABLE_BYTES = 2 * MIB
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 """Nobody may change the size any more: who reads behind a file's end gets SIGBUS."""
@@ -51,7 +51,7 @@ class Layout:
         stacks = HEADER_BYTES + ring_capacity * EVENT_DTYPE.itemsize
         labels = stacks + STACK_TABLE_BYTES
         threads = labels + LABEL_TABLE_BYTES
-        modules = threads + THREAD_TABLE_SLOTS * THREAD_DTYPE.itemsize
+        modules = threads + MAX_THREADS * THREAD_DTYPE.itemsize
         return cls(
             total_bytes=modules + MODULE_TABLE_BYTES,
             ring_offset=HEADER_BYTES,
@@ -61,7 +61,7 @@ class Layout:
             labels_offset=labels,
             labels_bytes=LABEL_TABLE_BYTES,
             threads_offset=threads,
-            threads_capacity=THREAD_TABLE_SLOTS,
+            threads_capacity=MAX_THREADS,
             modules_offset=modules,
             modules_bytes=MODULE_TABLE_BYTES,
         )

@@ -33,14 +33,14 @@ static void *append_all(void *argument) {
 
 int main(int argc, char **argv) {
     if (argc == 2) {
-        SHOW(SESSION_MAGIC); SHOW(SESSION_VERSION); SHOW(SESSION_HEADER_BYTES); SHOW(SESSION_MAX_PROCESSES);
+        SHOW(SESSION_MAGIC); SHOW(SESSION_VERSION); SHOW(SESSION_HEADER_BYTES); SHOW(SESSION_MAX_PROCESSES); SHOW(SESSION_MAX_THREADS);
         SHOW(EVENT_SIZE_BITS); SHOW(EVENT_TIME_SHIFT); SHOW(CLOCK_TSC); SHOW(MARK_CLOCK); SHOW(LABEL_MAX_BYTES); SHOW(STACK_RECORD_WORDS); SHOW(MODULE_LOADED); SHOW(FINAL_BASELINE);
         SHOW(sizeof(struct event)); SHOW(sizeof(struct thread_slot)); SHOW(sizeof(struct module_record));
         SHOW(sizeof(struct session_header)); SHOW(sizeof(struct process_entry));
         SHOW_FIELD(event, kind); SHOW_FIELD(event, api); SHOW_FIELD(event, socket); SHOW_FIELD(event, time_low); SHOW_FIELD(event, time_high);
         SHOW_FIELD(event, address); SHOW_FIELD(event, size_and_thread); SHOW_FIELD(event, stack); SHOW_FIELD(event, label);
-        SHOW_FIELD(thread_slot, process); SHOW_FIELD(thread_slot, name); SHOW_FIELD(thread_slot, depth);
-        SHOW_FIELD(thread_slot, appending); SHOW_FIELD(thread_slot, stack_low); SHOW_FIELD(thread_slot, own_memory);
+        SHOW_FIELD(thread_slot, process); SHOW_FIELD(thread_slot, name); SHOW_FIELD(thread_slot, appending);
+        SHOW_FIELD(thread_slot, stack_low); SHOW_FIELD(thread_slot, stack_high);
         SHOW_FIELD(session_header, ring_capacity); SHOW_FIELD(session_header, modules_bytes);
         SHOW_FIELD(session_header, clock_source); SHOW_FIELD(session_header, clock_ticks); SHOW_FIELD(session_header, clock_rate);
         SHOW_FIELD(session_header, heartbeat_ns); SHOW_FIELD(session_header, tail); SHOW_FIELD(session_header, head);
@@ -61,7 +61,7 @@ int main(int argc, char **argv) {
     events = (uint64_t) atoll(argv[4]);
     size.total = header->total_bytes;
     header = mmap(NULL, size.total, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (agent_start(header, calloc(1, agent_tables_bytes()), 64, 1, 1) != 0) return 1;
+    if (agent_start(header, size.total, mmap(NULL, agent_tables_bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), 64, 1, 1) != 0) return 1;
     agent_record(1);
     agent_switch(1);
     agent_module_loaded(0x400000, 32 /* too small to be read */, "/some/module");

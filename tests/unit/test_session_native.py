@@ -45,6 +45,7 @@ def test_python_and_c_agree_on_every_size_offset_and_constant(session_check: Pat
     assert layout["SESSION_VERSION"] == events.SESSION_VERSION
     assert layout["SESSION_HEADER_BYTES"] == events.HEADER_BYTES
     assert layout["SESSION_MAX_PROCESSES"] == events.MAX_PROCESSES
+    assert layout["SESSION_MAX_THREADS"] == events.MAX_THREADS
     assert layout["SESSION_EXECS"] == events.EXECS
     assert layout["EXEC_WAITING"] == events.ExecState.WAITING
     assert layout["EXEC_GO"] == events.ExecState.GO
@@ -176,7 +177,7 @@ def test_a_hole_of_a_living_thread_is_waited_for() -> None:
     fd = os.memfd_create("session", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     memory = SessionMemory.create(fd, 1)
     reader = RingReader(memory, lambda process, tid: True)
-    memory._threads[1] = (99, 0, 0, b"writer", 1, 1, 0, 0, 0, 0, 0)
+    memory._threads[1]["tid"], memory._threads[1]["appending"] = 99, 1
     memory.header["threads_used"] = 2
     memory.header["head"] = 1
 

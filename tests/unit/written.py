@@ -53,7 +53,7 @@ class WrittenSession:
 
     def set_thread(self, number: int, process: int) -> None:
         slots = self.memory._threads
-        slots[number] = (4000 + number, process, 0, b"writer", 0, 0, 0, 0, 0, 0, 0)
+        slots[number]["tid"], slots[number]["process"], slots[number]["name"] = 4000 + number, process, b"writer"
         self.memory.header["threads_used"] = max(self.memory.counter("threads_used"), number + 1)
 
     def set_process(self, number: int, pid: int, parent: int | None = None) -> None:
