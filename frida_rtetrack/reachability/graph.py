@@ -45,38 +45,18 @@ class Edges:
                 waiting.extend(targets[first[node] : first[node + 1]])
         return found
 
-    def targets_of(self, node: int) -> list[int]:
-        """Where the edges from `node` lead."""
-        return self._targets[self._first[node] : self._first[node + 1]]
-
 
 def judge(count: int, roots: Indexes, sources: Indexes, targets: Indexes) -> NDArray[np.uint8]:
     """Hold of each of `count` blocks, (count,). `roots`: those that are pointed to from outside; `sources` point to `targets`."""
     edges = Edges(count, sources, targets)
     seen = bytearray(count)
     edges.reach(np.unique(roots).tolist(), seen)
-    holds = np.where(np.frombuffer(seen, np.uint8) == 0, np.uint8(Hold.LOST), np.uint8(Hold.HELD))
-    visited = bytearray(seen)
-    for node in np.flatnonzero(holds == Hold.LOST).tolist():
-        if visited[node]:
-            continue
-        visited[node] = 1
-        below = _below(edges, node, holds, visited)
-        holds[below] = Hold.INDIRECTLY_LOST
+    holds = np.where(np.frombuffer(seen, np.uint8) == 0, np.uint8(Hold.INDIRECTLY_LOST), np.uint8(Hold.HELD))
+    lost: list[int] = np.flatnonzero(holds == Hold.INDIRECTLY_LOST).tolist()
+    again = bytearray(seen)
+    leaders = [node for node in lost if edges.reach([node], seen)]
+    # No leader can be reached from one that was found before it; so the last one leads, and each that none after it reaches.
+    for node in reversed(leaders):
+        if edges.reach([node], again):
+            holds[node] = Hold.LOST
     return holds
-
-
-def _below(edges: Edges, leader: int, holds: NDArray[np.uint8], visited: bytearray) -> list[int]:
-    """What hangs on `leader`: found now, or earlier as a leader itself, which it is no more."""
-    deposed = []
-    found = []
-    waiting = [leader]
-    while waiting:
-        for node in edges.targets_of(waiting.pop()):
-            if not visited[node]:
-                visited[node] = 1
-                found.append(node)
-                waiting.append(node)
-            elif node != leader and holds[node] == Hold.LOST:
-                deposed.append(node)
-    return found + deposed

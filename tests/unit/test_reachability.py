@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from frida_rtetrack.errors import NotLive
@@ -53,6 +53,7 @@ def reach(starts: set[int], edges: list[tuple[int, int]]) -> set[int]:
 
 
 @given(st.sets(st.integers(0, NODES - 1)), EDGES)
+@example(roots=set(), edges=[(0, 1), (1, 0), (2, 1)])  # a ring that a block found after it points into
 def test_what_cannot_be_reached_is_lost_and_every_lost_block_goes_with_one_that_is_named(
     roots: set[int], edges: list[tuple[int, int]]
 ) -> None:
