@@ -99,3 +99,13 @@ class NotLive(RtetrackError):
 
 class BadUsage(RtetrackError):
     """An option or a command makes no sense."""
+
+
+class NoRecording(RtetrackError):
+    """A file that is no recording, or one of a newer format."""
+
+    HINT = "Make one with `rtetrack-frida spawn -o FILE PROGRAM` or `rtetrack-frida attach -o FILE PID`."
+
+
+class DamagedRecording(RtetrackError):
+    """A recording, or a part of it, that cannot be read."""

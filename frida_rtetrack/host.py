@@ -15,11 +15,13 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from frida_rtetrack.errors import BadUsage, RtetrackError
 from frida_rtetrack.observer import Observer, QueuedObserver
 from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_FRAMES, Options
 from frida_rtetrack.reachability.seeker import Referrer, Seeker
+from frida_rtetrack.recording import file as recording_file
 from frida_rtetrack.reports import lost, summary
 from frida_rtetrack.reports.lost import LostReport
 from frida_rtetrack.reports.moment import Moment, Run
@@ -60,6 +62,8 @@ class Host:
     def __init__(self, options: Options, observer: Observer | None = None) -> None:
         """Use `spawn` or `attach`."""
         check_options(options)
+        if options.record is not None:
+            recording_file.check(options.record, force=options.record_over)
         self.options = options
         self.observer = observer or Observer()
         self.tracking = TrackingMap()
@@ -107,7 +111,8 @@ class Host:
         try:
             host._begin(Target.launched(gated, argv))
             if sharing:
-                host.tracking.mark_incomplete()
+                with host._session.pump.lock:
+                    host.tracking.mark_incomplete()
                 host._join_all(sharing, sharing)
         except BaseException:
             gated.kill()
@@ -186,6 +191,8 @@ class Host:
             sync=self.sync,
         )
         self._session.dumper.check()
+        if self._session.recorder is not None:
+            self._session.recorder.begin(self._state, started=self._start, version=VERSION, host=platform.node())
         self._session.pump.start()
         self._work.start()
         self._group.start_first()
@@ -252,6 +259,10 @@ class Host:
             self._session.pump.join(UNLOAD_SECONDS)
             self._work.join(UNLOAD_SECONDS)
             self._group.offspring.join_threads(UNLOAD_SECONDS)
+            if self._session.recorder is not None:
+                self._session.recorder.finish(
+                    names=self.options.record_names, ending=self.ending, verified=self.verified, **self._state()
+                )
         self._group.close()
 
     def __enter__(self) -> Host:
@@ -313,6 +324,10 @@ class Host:
     def lost(self) -> int:
         """Events that were dropped: the ring stayed full, or a thread died while it wrote one."""
         return self._session.pump.lost
+
+    def _state(self) -> dict[str, Any]:
+        """What a recording says of the tracking itself."""
+        return {"engine": self.engine, "compiler": self.compiler, "hooks": len(self.hooks), "lost": self.lost}
 
     def sync(self, seconds: float = SYNC_SECONDS) -> None:
         """Waits until everything that the target recorded before this call has been applied and reported."""
@@ -426,7 +441,8 @@ class Host:
 
     def resume_recording(self) -> None:
         """Records again, after a fresh baseline: what was allocated and freed during the pause is set right."""
-        self.tracking.mark_incomplete()
+        with self._session.pump.lock:
+            self.tracking.mark_incomplete()
         self._group.command_all("resume")
         self.paused = False
         self.baseline()

@@ -31,5 +31,11 @@ class Options:
     """How the native engine may redirect a function, best first; for tests of each way."""
     follow_fork: bool = False
     """Track the children that the program forks, too."""
+    record: Path | None = None
+    """Where to record the session."""
+    record_over: bool = False
+    """A file that is there is overwritten by the recording."""
+    record_names: bool = True
+    """Look up how all stacks read when the recording ends; if not, its reader does, from the files at hand there."""
     verify: bool = False
     """Compare with DPDK's own heap at the end: when the program exits, cleans up EAL, or is let go."""

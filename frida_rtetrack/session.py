@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from frida_rtetrack.observer import Observer, QueuedObserver
 from frida_rtetrack.options import Options
+from frida_rtetrack.recording.recorder import Recorder
 from frida_rtetrack.reports.dumper import Dumper
 from frida_rtetrack.reports.stats import StatsTaker
 from frida_rtetrack.stream.pump import Pump
@@ -34,6 +35,7 @@ class Session:
     heap: TrackedHeap
     dumper: Dumper
     stats: StatsTaker
+    recorder: Recorder | None
 
 
 def put_together(
@@ -46,7 +48,10 @@ def put_together(
     wake: threading.Event,
     on_end: Callable[[], None],
 ) -> Session:
-    """The parts that read `group`'s session memory, nothing of it started yet. `on_end`: when all of it has been read."""
+    """The parts that read `group`'s session memory, nothing of it started yet. `on_end`: when all of it has been read.
+
+    Raises BadUsage where the recording cannot be made.
+    """
     told = QueuedObserver(observer, work.put)
     names = Names(group.memory, process.thread_name, group.pid_of)
     pump = Pump(
@@ -86,4 +91,10 @@ def put_together(
     pump.subscribe(heap, dumper)
     if options.follow_fork:
         pump.subscribe(group.offspring)
-    return Session(names, pump, heap, dumper, StatsTaker(heap, names))
+    recorder = None
+    if options.record is not None:
+        recorder = Recorder(
+            options.record, group.memory, names, heap, group, on_problem=told.problem, force=options.record_over
+        )
+        pump.subscribe(recorder)
+    return Session(names, pump, heap, dumper, StatsTaker(heap, names), recorder)

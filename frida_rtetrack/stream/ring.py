@@ -66,6 +66,8 @@ class ModuleRecord:
     process: int
     loaded_epoch: int
     unloaded_epoch: int
+    build_id: bytes | None = None
+    """Of the file that was loaded, where it is known."""
 
 
 def ring_capacity(buffer_mib: int) -> int:
@@ -212,6 +214,10 @@ class SessionMemory:
         used = min(self.counter("threads_used"), len(self._threads))
         for slot in self._threads[:used][self._threads["appending"][:used] != 0]:
             yield int(slot["process"]), int(slot["tid"])
+
+    def modules_version(self) -> int:
+        """A number that changes when modules are added."""
+        return self.counter("modules_used")
 
     def modules(self) -> list[ModuleRecord]:
         """All modules recorded so far, unloaded ones included, up to the first record that cannot be one."""

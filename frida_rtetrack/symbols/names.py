@@ -9,9 +9,10 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from frida_rtetrack.stream.events import MODULE_LOADED, StackEnd
-from frida_rtetrack.stream.ring import ModuleRecord, SessionMemory, StackRecord
+from frida_rtetrack.stream.ring import ModuleRecord, StackRecord, ThreadRecord
 from frida_rtetrack.symbols.symbolizer import Frame, Module, ModuleMap, Symbolizer, format_frame
 
 BASELINE_LABEL = 0xFFFF_FFFF
@@ -49,12 +50,37 @@ class Thread:
         return f"thread {self.tid} ({self.name})" if self.name else f"thread {self.tid}"
 
 
+class Tables(Protocol):
+    """What the numbers refer to, as it was written: the session memory, or a recording. See SessionMemory for each."""
+
+    def label(self, number: int) -> bytes | None:
+        """A type."""
+
+    def stack(self, number: int) -> StackRecord | None:
+        """A stack."""
+
+    def thread(self, number: int) -> ThreadRecord:
+        """A thread."""
+
+    def thread_of_stack(self, address: int, process: int) -> int | None:
+        """The thread on whose stack an address lies."""
+
+    def modules(self) -> list[ModuleRecord]:
+        """All modules."""
+
+    def modules_version(self) -> int:
+        """A number that changes when there are more modules."""
+
+    def pid(self, process: int) -> int:
+        """The pid of a process, 0 where it is not known."""
+
+
 class Names:
     """Looks names up for one session. Safe to use from any thread."""
 
     def __init__(
         self,
-        memory: SessionMemory,
+        memory: Tables,
         thread_name: Callable[[int, int], str | None],
         pid_of: Callable[[int], int] | None = None,
     ) -> None:
@@ -142,6 +168,12 @@ class Names:
                 self._remember(number, known)
             return known
 
+    def why_cut(self, number: int) -> str | None:
+        """Why a stack is not whole, None where it is."""
+        with self._lock:
+            record = self._memory.stack(number)
+        return None if record is None else _WHY_CUT.get(record.end)
+
     def addresses(self, number: int) -> tuple[int, ...]:
         """The stack's return addresses, innermost first; empty for number 0."""
         with self._lock:
@@ -175,11 +207,14 @@ class Names:
     def _symbolizer(self, process: int) -> Symbolizer:
         """For the files as that process sees them: it may be in a container."""
         if process not in self._symbolizers:
-            self._symbolizers[process] = Symbolizer(self._modules, root=f"/proc/{self._pid_of(process)}/root")
+            self._symbolizers[process] = Symbolizer(self._modules, root=self._root(process))
         return self._symbolizers[process]
 
+    def _root(self, process: int) -> str:
+        return f"/proc/{self._pid_of(process)}/root"
+
     def _refresh_modules(self, record: StackRecord) -> None:
-        used = self._memory.counter("modules_used")
+        used = self._memory.modules_version()
         if used == self._modules_read and record.epoch <= self._epochs_read:
             return
         self._modules_read = used
@@ -188,4 +223,12 @@ class Names:
 
 
 def _module(record: ModuleRecord) -> Module:
-    return Module(record.path, record.base, record.size, record.process, record.loaded_epoch, record.unloaded_epoch)
+    return Module(
+        record.path,
+        record.base,
+        record.size,
+        record.process,
+        record.loaded_epoch,
+        record.unloaded_epoch,
+        record.build_id,
+    )

@@ -72,7 +72,7 @@ class BadFreeReport:
     """The less likely one of two readings."""
     element: str | None
     """What DPDK's own element header said when the report was made: busy, free, pad; None if there is none."""
-    site: tuple[object, ...]
+    site: tuple[BadFreeKind, int, int | None, int | None]
     """Equal for bad frees of the same kind with the same three stacks."""
 
 
@@ -108,8 +108,8 @@ def explain(number: int, found: BadFree, around: Circumstances, names: Names, ta
         site=(
             kind,
             found.stack,
-            block and block.stack,
-            found.first_freed and found.first_freed.stack,
+            None if block is None else block.stack,
+            None if found.first_freed is None else found.first_freed.stack,
         ),
     )
 

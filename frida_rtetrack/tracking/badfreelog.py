@@ -29,7 +29,22 @@ class Processes(Protocol):
         """Learns anew what is mapped where."""
 
 
-class BadFreeLog:
+class BadFrees:
+    """The bad frees of a session. By itself it takes none in: they were judged before, as those of a recording."""
+
+    def __init__(self) -> None:
+        """None so far."""
+        self.reports: list[BadFreeReport] = []
+        self.not_kept = 0
+        """How many there were beside `reports`."""
+        self.found = 0
+        """How many there were, those included that no report has been made of yet."""
+
+    def add(self, found: Sequence[BadFree], around: Sequence[Circumstances], others: tuple[int, ...] = ()) -> None:
+        """Takes bad frees (n,) and what was known around each (n,). `others`: processes that share the heap, untracked."""
+
+
+class BadFreeLog(BadFrees):
     """Every bad free counts; the first BAD_FREES_KEPT are kept as reports, in the order in which they happened."""
 
     def __init__(
@@ -41,17 +56,14 @@ class BadFreeLog:
         on_report: Callable[[BadFreeReport], None],
     ) -> None:
         """`later(what, task)` has a task run off the way of the events; there `on_report` is called."""
-        self.reports: list[BadFreeReport] = []
-        self.not_kept = 0
-        self.found = 0
-        """How many there were, those included that no report has been made of yet."""
+        super().__init__()
         self._names = names
         self._processes = processes
         self._later = later
         self._on_report = on_report
 
     def add(self, found: Sequence[BadFree], around: Sequence[Circumstances], others: tuple[int, ...] = ()) -> None:
-        """Takes bad frees (n,) and what was known around each (n,). `others`: processes that share the heap, untracked."""
+        """Has reports made of them."""
         room = max(BAD_FREES_KEPT - self.found, 0)
         self.found += len(found)
         self.not_kept += max(len(found) - room, 0)

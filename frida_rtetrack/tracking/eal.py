@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from frida_rtetrack.stream.events import SIZE_BITS, EventBatch, Kind, Mark, Times, mark_of
 from frida_rtetrack.stream.pump import Subscriber
-from frida_rtetrack.target.addressspace import HeapRegion
-from frida_rtetrack.target.target import Target
+from frida_rtetrack.target.addressspace import AddressSpace, HeapRegion
 from frida_rtetrack.tracking.heap import HeapOwner
 from frida_rtetrack.tracking.map import BadFree, BadFreeKind, TrackingMap
 
@@ -23,14 +22,31 @@ REGIONS_KEPT = 1024
 """DPDK itself has RTE_MAX_MEMSEG_LISTS, 128; whoever writes more of either into the stream is not DPDK."""
 
 
+class HeapUser(Protocol):
+    """A tracked process."""
+
+    number: int
+    """Index in the process table."""
+    cleaned_up: bool
+    """It called rte_eal_cleanup."""
+
+    @property
+    def is_tracked(self) -> bool:
+        """Whether it is alive, with the agent in it."""
+
+    @property
+    def space(self) -> AddressSpace:
+        """What lies where in it."""
+
+
 class Processes(Protocol):
     """Who has the heap."""
 
     @property
-    def targets(self) -> Sequence[Target]:
+    def targets(self) -> Sequence[HeapUser]:
         """The tracked processes."""
 
-    def of_event(self, event: np.void) -> Target | None:
+    def of_event(self, event: np.void) -> HeapUser | None:
         """The target that wrote `event`; None for a forked child."""
 
     def processes_of(self, events: EventBatch) -> NDArray[np.uint16]:
@@ -49,18 +65,26 @@ class EalLife(Subscriber):
     """What EAL's marks tell. What a forked child does to EAL is what the program does where that left EAL to the child."""
 
     def __init__(
-        self, tracking: TrackingMap, processes: Processes, later: Callable[[str, Callable[[], None]], None]
+        self,
+        tracking: TrackingMap,
+        processes: Processes,
+        later: Callable[[str, Callable[[], None]], None],
+        *,
+        decided: Sequence[bool] = (),
     ) -> None:
-        """`later(what, task)` has a task run off the way of the events."""
+        """`later(what, task)` has a task run off the way of the events. `decided`: `last_leaves` of a recorded session."""
         self.init_ranges: list[tuple[int, int]] = []
         """[first, last) event numbers of the calls of rte_eal_init."""
         self.at_cleanup: NDArray[np.void] | None = None
         """What was live when the last process that has the heap called rte_eal_cleanup, BLOCK_DTYPE (n,)."""
+        self.last_leaves: list[bool] = []
+        """Of each target that called rte_eal_cleanup, in order: whether no other one had the heap still."""
         self.owner = HeapOwner.UNSEEN if tracking.complete else HeapOwner.TARGET
         """A map that is not complete was begun in the middle: what is there is the target's."""
         self._tracking = tracking
         self._processes = processes
         self._later = later
+        self._decided = list(decided)
 
     def on_mark(self, mark: np.void) -> None:
         """Takes note of what concerns EAL."""
@@ -84,7 +108,7 @@ class EalLife(Subscriber):
         elif kind is Mark.EAL_CLEANUP_STARTED and self.owner is HeapOwner.CHILD:
             self.at_cleanup = self._tracking.live()
 
-    def _take_of(self, target: Target, kind: Mark, argument: int, mark: np.void) -> None:
+    def _take_of(self, target: HeapUser, kind: Mark, argument: int, mark: np.void) -> None:
         if kind is Mark.EAL_INIT_ENDED:
             self._later("refresh", target.space.refresh)
         elif kind is Mark.HEAP_REGION:
@@ -92,13 +116,20 @@ class EalLife(Subscriber):
             if region not in target.space.heap_regions and len(target.space.heap_regions) < REGIONS_KEPT:
                 target.space.heap_regions.append(region)
         elif kind is Mark.EAL_CLEANUP_STARTED:
-            if not any(other.is_tracked and not other.cleaned_up for other in self._others(target)):
+            if self._leaves_last(target):
                 self.at_cleanup = self._tracking.live()
         elif kind is Mark.EAL_CLEANUP_ENDED:
             target.cleaned_up = True
 
-    def _others(self, target: Target) -> list[Target]:
-        return [other for other in self._processes.targets if other is not target]
+    def _leaves_last(self, target: HeapUser) -> bool:
+        others = (other for other in self._processes.targets if other is not target)
+        if self._decided:
+            last = self._decided.pop(0)
+        else:
+            last = not any(other.is_tracked and not other.cleaned_up for other in others)
+        if len(self.last_leaves) < CALLS_KEPT:
+            self.last_leaves.append(last)
+        return last
 
     def take_out_frees_after_cleanup(self, events: EventBatch, times: Times) -> tuple[EventBatch, Times, list[BadFree]]:
         """The events without the frees that came too late, and those: there is no heap any more that they could be of."""

@@ -55,6 +55,8 @@ class HeapView(Subscriber):
         """What the last `verify` found, or the one that the agent did when the program ended."""
         self.sharing_untracked: tuple[int, ...] = ()
         """Processes that have the same heap and are not tracked: its blocks come and go unseen."""
+        self.inserting: set[int] = set()
+        """Numbers of the snapshots whose blocks become the tracking's baseline."""
         self._tracking = tracking
         self._ask = ask
         self._is_ours = is_ours
@@ -128,6 +130,8 @@ class HeapView(Subscriber):
         with self._one_at_a_time:
             self._number += 1
             number = self._number
+            if inserts:
+                self.inserting.add(number)
             snapshot = self._awaited[number] = HeapSnapshot(inserts=inserts)
             try:
                 blocks = self._ask("snapshot", number)
@@ -165,7 +169,7 @@ class HeapView(Subscriber):
         if not self._is_ours(mark):
             return
         if kind is Mark.BASELINE_STARTED:
-            self._arriving = self._awaited.get(argument) or HeapSnapshot(inserts=False)
+            self._arriving = self._awaited.get(argument) or HeapSnapshot(inserts=argument in self.inserting)
             self._arriving.started_sequence = self._tracking.events
         elif kind is Mark.HEAP_SNAPSHOT and self._arriving is not None and self._arriving.live is None:
             self._arriving.live = self._tracking.live_set()

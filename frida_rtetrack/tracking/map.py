@@ -9,7 +9,7 @@ The compiled kernel takes the events, or numpy where there is none.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from frida_rtetrack.stream.events import EVENT_DTYPE, EventBatch, Times
 from frida_rtetrack.tracking import kernel
+from frida_rtetrack.tracking.amendments import Amendment
 from frida_rtetrack.tracking.arraybatches import ArrayBatches
 from frida_rtetrack.tracking.blocktable import (
     BLOCK_DTYPE,
@@ -101,6 +102,8 @@ class TrackingMap:
         self._live_bytes = 0
         self._peak = Peak()
         self._freed_kept = freed_kept
+        self.on_amended: Callable[[Amendment], None] = lambda amendment: None
+        """Told of whatever sets the live set right besides the events, before the next event is applied."""
         self._rules = Rules(self._table, complete=complete)
         compiled = kernel.load()
         self._batches: CompiledBatches | ArrayBatches = (
@@ -138,6 +141,7 @@ class TrackingMap:
         """From here on every live block is known: the free of any other address is a bad free."""
         with self._lock:
             self._rules.complete = True
+            self.on_amended(Amendment.of_completeness(True))
 
     def mark_incomplete(self) -> None:
         """Events were lost here: until `mark_complete`, a free that what was lost may explain is not accused."""
@@ -145,6 +149,7 @@ class TrackingMap:
             self._rules.complete = False
             self._rules.history_whole = False
             self._rules.gap_sequence = self._events
+            self.on_amended(Amendment.of_completeness(False))
 
     def insert_baseline(
         self, addresses: Addresses, sizes_bytes: NDArray[np.uint64], since_sequence: int, timestamp_ns: int
@@ -155,6 +160,7 @@ class TrackingMap:
         as they are, and those that were freed since then stay freed.
         """
         with self._lock:
+            self.on_amended(Amendment("baseline", addresses, sizes_bytes, since_sequence, timestamp_ns))
             addresses, first = np.unique(np.asarray(addresses, np.uint64), return_index=True)
             rows = self._table.find(addresses)
             freed_since = self._table.free_sequence[rows] >= since_sequence
@@ -185,12 +191,27 @@ class TrackingMap:
         A block that was freed, or resized elsewhere, since somebody looked at it has gone by itself: another one that
         lives at its address now stays.
         """
+        addresses = np.array([block.address for block in blocks], np.uint64)
+        return self._forget(addresses, np.array([block.sequence for block in blocks], np.uint64))
+
+    def amend(self, amendment: Amendment) -> None:
+        """Does once more what `on_amended` was told of."""
+        if amendment.what == "baseline":
+            self.insert_baseline(
+                amendment.addresses, amendment.numbers, amendment.since_sequence, amendment.timestamp_ns
+            )
+        elif amendment.what == "forget":
+            self._forget(amendment.addresses, amendment.numbers)
+        elif amendment.what == "complete":
+            self.mark_complete()
+        else:
+            self.mark_incomplete()
+
+    def _forget(self, addresses: Addresses, sequences: NDArray[np.uint64]) -> int:
         with self._lock:
-            sequence_at = {block.address: block.sequence for block in blocks}
-            addresses = np.array(sorted(sequence_at), np.uint64)
+            self.on_amended(Amendment("forget", addresses, sequences))
             rows: Rows = self._table.find(addresses)
-            same = self._table.sequence[rows] == np.array([sequence_at[int(a)] for a in addresses], np.uint64)
-            rows = rows[(rows >= 0) & self._table.live[rows] & same]
+            rows = rows[(rows >= 0) & self._table.live[rows] & (self._table.sequence[rows] == sequences)]
             if rows.size:
                 self._live_blocks -= rows.size
                 self._live_bytes -= int(self._table.size_bytes[rows].sum())

@@ -12,7 +12,7 @@ import numpy as np
 from frida_rtetrack.stream.events import EventBatch, Times
 from frida_rtetrack.stream.pump import Subscriber
 from frida_rtetrack.tracking.badfree import Circumstances
-from frida_rtetrack.tracking.badfreelog import BadFreeLog
+from frida_rtetrack.tracking.badfreelog import BadFrees
 from frida_rtetrack.tracking.eal import EalLife
 from frida_rtetrack.tracking.heapview import HeapView
 from frida_rtetrack.tracking.map import TrackingMap
@@ -27,7 +27,7 @@ class TrackedHeap(Subscriber):
         *,
         view: HeapView,
         eal: EalLife,
-        bad_frees: BadFreeLog,
+        bad_frees: BadFrees,
         on_problem: Callable[[str], None],
     ) -> None:
         """Of these parts. `on_problem` is told, once, where an untracked process that shares the heap shows."""

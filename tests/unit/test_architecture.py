@@ -22,6 +22,7 @@ STOREYS = (
     ("observer",),
     ("reachability",),
     ("reports",),
+    ("recording",),
     ("session",),
     ("host", "reporters"),
     ("commands",),

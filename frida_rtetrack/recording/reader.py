@@ -1,0 +1,277 @@
+"""A recording that is read: what is in its tables, checked. What is damaged is said, and what stands before it is read.
+
+A recording may come from somebody else: nothing in it is believed, and nothing in it is run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+import numpy as np
+
+from frida_rtetrack.errors import DamagedRecording, NoRecording
+from frida_rtetrack.recording.columns import COLUMNS, events_of
+from frida_rtetrack.recording.file import unsigned
+from frida_rtetrack.recording.schema import APPLICATION_ID, FORMAT_VERSION
+from frida_rtetrack.stream.events import MAX_PROCESSES, EventBatch, StackEnd, Times
+from frida_rtetrack.stream.layout import THREAD_TABLE_SLOTS
+from frida_rtetrack.stream.ring import ModuleRecord, StackRecord, ThreadRecord
+from frida_rtetrack.symbols.symbolizer import Frame
+from frida_rtetrack.tracking.amendments import Amendment
+from frida_rtetrack.tracking.badfree import BadFreeReport
+
+EVENTS_IN_A_CHUNK = 1 << 20
+"""At most; more is no chunk of ours."""
+_HEADER = struct.Struct(">60xI4xI")  # https://www.sqlite.org/fileformat.html: user version at 60, application id at 68
+_MAGIC = b"SQLite format 3\0"
+
+
+class Recording:
+    """The recording at `path`. Use it as a context manager; safe to use from any thread."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises NoRecording, DamagedRecording."""
+        _check_header(path)
+        self.path = path
+        self.damage: str | None = None
+        """What of it could not be read so far."""
+        self._lock = threading.RLock()
+        self._database = _open(path)
+        try:
+            self.about: dict[str, Any] = {key: json.loads(value) for key, value in self._all("SELECT * FROM about")}
+        except (sqlite3.Error, ValueError) as error:
+            raise DamagedRecording(
+                f"The recording {path} is damaged: what it says about the session cannot be read ({error})."
+            ) from None
+        if "started" not in self.about:
+            raise DamagedRecording(f"The recording {path} ended before it had begun.", "There is nothing in it.")
+
+    def __enter__(self) -> Recording:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._database.close()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was ended in order; if not, it ends where its writer did."""
+        return self.about.get("ended") is True
+
+    # ---- what happened
+
+    def chunks(self) -> Iterator[tuple[int, EventBatch, Times]]:
+        """(number of the first event, events (n,), times (n,)), in order, up to the first that is damaged."""
+        number, position, last_ns = 0, 0, 0
+        query = f"SELECT first, events, start_ns, {', '.join(COLUMNS)} FROM chunks WHERE id = ?"
+        while True:
+            number += 1
+            try:
+                rows = self._all(query, number)
+                if not rows:
+                    return
+                first, count, start_ns, *columns = rows[0]
+                if first != position or not 0 < count <= EVENTS_IN_A_CHUNK or start_ns < last_ns:
+                    raise DamagedRecording(f"Chunk {number} does not follow the one before.")
+                events, times = events_of(dict(zip(COLUMNS, columns, strict=True)), count, start_ns)
+                if (np.diff(times) < 0).any():
+                    raise DamagedRecording(f"The times of chunk {number} do not follow each other.")
+            except (sqlite3.Error, TypeError, DamagedRecording) as error:
+                self.damage = f"Events from number {position:,} on cannot be read: {error}"
+                return
+            yield position, events, times
+            position, last_ns = position + count, int(times[-1])
+
+    def amendments(self) -> list[tuple[int, Amendment]]:
+        """(position, amendment): what came before event number `position`, in order."""
+        found = []
+        try:
+            for position, raw in self._all("SELECT position, amendment FROM amendments ORDER BY id"):
+                told = msgspec.msgpack.decode(raw)
+                addresses, numbers = (
+                    np.frombuffer(told[name], "<u8").astype(np.uint64) for name in ("addresses", "numbers")
+                )
+                if (
+                    told["what"] not in ("complete", "incomplete", "baseline", "forget")
+                    or addresses.size != numbers.size
+                ):
+                    raise ValueError("it is none")
+                since, at_ns = int(told["since_sequence"]), int(told["timestamp_ns"])
+                found.append((int(position), Amendment(told["what"], addresses, numbers, since, at_ns)))
+        except (sqlite3.Error, msgspec.DecodeError, ValueError, TypeError, KeyError) as error:
+            self.damage = f"An amendment of the live set cannot be read: {error}"
+        return found
+
+    def bad_frees(self) -> list[BadFreeReport]:
+        """The bad frees as they were judged, in order."""
+        found = []
+        try:
+            for (told,) in self._all("SELECT report FROM bad_frees ORDER BY number"):
+                found.append(msgspec.convert(json.loads(told), BadFreeReport))
+        except (sqlite3.Error, ValueError, TypeError) as error:  # msgspec's are ValueErrors
+            self.damage = f"A bad free cannot be read: {error}"
+        return found
+
+    def processes(self) -> list[tuple[int, int, tuple[str, ...] | None]]:
+        """(number, pid, argument list of a target or None for a forked child) of each process."""
+        try:
+            rows = self._all("SELECT number, pid, argv FROM processes ORDER BY number")
+            return [(int(n), int(pid), None if argv is None else tuple(json.loads(argv))) for n, pid, argv in rows]
+        except (sqlite3.Error, ValueError, TypeError) as error:
+            self.damage = f"The processes cannot be read: {error}"
+            return []
+
+    # ---- what the numbers in events refer to: symbols.names.Tables
+
+    def label(self, number: int) -> bytes | None:
+        """A type."""
+        row = self._one("SELECT text FROM labels WHERE number = ?", number)
+        return row[0] if row and isinstance(row[0], bytes) else None
+
+    def stack(self, number: int) -> StackRecord | None:
+        """A stack as it was recorded."""
+        row = self._one("SELECT process, epoch, ending, addresses FROM stacks WHERE number = ?", number)
+        try:
+            if row is None:
+                return None
+            addresses = tuple(np.frombuffer(row[3], "<u8").tolist())
+            return StackRecord(addresses, StackEnd(row[2]), int(row[0]), int(row[1]))
+        except (ValueError, TypeError):
+            return None
+
+    def thread(self, number: int) -> ThreadRecord:
+        """A thread; without id and name where it is not known."""
+        row = self._one("SELECT tid, name, process FROM threads WHERE number = ?", number)
+        try:
+            return (
+                ThreadRecord(int(row[0]), _text(row[1]) or "", int(row[2]))
+                if row
+                else ThreadRecord(0, "", MAX_PROCESSES)
+            )
+        except (ValueError, TypeError):
+            return ThreadRecord(0, "", MAX_PROCESSES)
+
+    def thread_of_stack(self, address: int, process: int) -> int | None:
+        """Not known any more."""
+        return None
+
+    def modules_version(self) -> int:
+        """Nothing is added any more."""
+        return 1
+
+    def modules(self) -> list[ModuleRecord]:
+        """All modules."""
+        query = "SELECT path, base, size, process, loaded_epoch, unloaded_epoch, build_id FROM modules ORDER BY id"
+        try:
+            return [
+                ModuleRecord(_text(path) or "", unsigned(base), unsigned(size), process, loaded, unloaded, build_id)
+                for path, base, size, process, loaded, unloaded, build_id in self._all(query)
+            ]
+        except (sqlite3.Error, TypeError) as error:
+            self.damage = f"The modules cannot be read: {error}"
+            return []
+
+    def pid(self, process: int) -> int:
+        """The pid that a process had."""
+        row = self._one("SELECT pid FROM processes WHERE number = ?", process)
+        return int(row[0]) if row and isinstance(row[0], int) else 0
+
+    def process_of_threads(self) -> np.ndarray[tuple[int], np.dtype[np.uint16]]:
+        """The process of each thread, by the thread's number."""
+        processes = np.full(THREAD_TABLE_SLOTS, MAX_PROCESSES, np.uint16)
+        try:
+            for number, process in self._all("SELECT number, process FROM threads"):
+                if 0 <= number < THREAD_TABLE_SLOTS and 0 <= process < MAX_PROCESSES:
+                    processes[number] = process
+        except (sqlite3.Error, TypeError) as error:
+            self.damage = f"The threads cannot be read: {error}"
+        return processes
+
+    def frames(self, number: int) -> tuple[Frame, ...]:
+        """How a stack reads, innermost frame first, as it was looked up at the end; () where it was not."""
+        query = (
+            "SELECT address, module, offset, function, function_offset, file, line, inlined, module_path, symbol "
+            "FROM stack_frames JOIN frames ON frames.id = frame WHERE stack = ? ORDER BY place"
+        )
+        try:
+            return tuple(
+                Frame(
+                    unsigned(address), _text(module), _unsigned(offset), _text(function), _unsigned(function_offset),
+                    _text(file), line, bool(inlined), _text(path), _text(symbol),
+                )
+                for address, module, offset, function, function_offset, file, line, inlined, path, symbol
+                in self._all(query, number)
+            )  # fmt: skip
+        except (sqlite3.Error, TypeError) as error:
+            self.damage = f"How a stack reads is damaged: {error}"
+            return ()
+
+    def _one(self, query: str, number: int) -> tuple[Any, ...] | None:
+        try:
+            rows = self._all(query, number)
+        except sqlite3.Error as error:
+            self.damage = f"A name cannot be read: {error}"
+            return None
+        return rows[0] if rows else None
+
+    def _all(self, query: str, *values: Any) -> list[Any]:
+        with self._lock:
+            return self._database.execute(query, values).fetchall()
+
+
+def _check_header(path: Path) -> None:
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            head = file.read(_HEADER.size)
+    except OSError as error:
+        raise NoRecording(
+            f"The recording {path} cannot be read: {error.strerror}.", "Give the path of a recording."
+        ) from None
+    if not head:
+        raise NoRecording(f"{path} is empty: the recording ended before it had begun.")
+    if not head.startswith(_MAGIC) or len(head) < _HEADER.size:
+        raise NoRecording(f"{path} is no recording.")
+    version, application = _HEADER.unpack(head)
+    if application != APPLICATION_ID:
+        raise NoRecording(f"{path} is an SQLite database, and no recording.")
+    if version > FORMAT_VERSION:
+        raise NoRecording(
+            f"{path} was recorded by a newer rtetrack-frida (format {version}; this one reads {FORMAT_VERSION}).",
+            "Read it with that version.",
+        )
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """Also where a transaction was cut short and may not be rolled back here, or the end of the file is missing."""
+    name = f"file:{quote(os.path.abspath(path))}?mode=ro"
+    for uri in (name, f"{name}&immutable=1"):
+        database = sqlite3.connect(uri, uri=True, check_same_thread=False)
+        try:
+            database.execute("PRAGMA trusted_schema = OFF")
+            database.execute("PRAGMA writable_schema = ON")  # else a file that is too short is not opened at all
+            strange = database.execute("SELECT name FROM sqlite_schema WHERE type NOT IN ('table', 'index')").fetchone()
+            if strange:
+                raise NoRecording(f"{path} has a view or a trigger in it: it is no recording.")
+            return database
+        except sqlite3.Error as error:
+            database.close()
+            problem = error
+    raise DamagedRecording(f"The recording {path} is damaged: {problem}.", "There is nothing in it that can be read.")
+
+
+def _text(value: str | bytes | None) -> str | None:
+    if value is not None and not isinstance(value, str | bytes):
+        raise TypeError("a name is text")
+    return os.fsdecode(value) if isinstance(value, bytes) else value
+
+
+def _unsigned(number: int | None) -> int | None:
+    return None if number is None else unsigned(number)

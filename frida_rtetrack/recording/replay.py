@@ -1,0 +1,214 @@
+"""A recorded session judged again: its events go through the parts that judge a live one, and give the same answers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from frida_rtetrack.errors import DamagedRecording, NotLive
+from frida_rtetrack.recording.reader import Recording
+from frida_rtetrack.reports.summary import Start, Summary, summarize
+from frida_rtetrack.stream.events import SIZE_BITS, EventBatch, Kind, Times, threads
+from frida_rtetrack.symbols.names import Names, Stack
+from frida_rtetrack.target.addressspace import AddressSpace
+from frida_rtetrack.target.target import Ending
+from frida_rtetrack.tracking.badfreelog import BadFrees
+from frida_rtetrack.tracking.eal import EalLife
+from frida_rtetrack.tracking.heap import HeapDifference
+from frida_rtetrack.tracking.heapview import HeapView
+from frida_rtetrack.tracking.map import TrackingMap
+from frida_rtetrack.tracking.trackedheap import TrackedHeap
+
+
+class RecordedNames(Names):
+    """The names of a recorded session: as they were looked up when it ended, or else from the files of this machine."""
+
+    def __init__(self, recording: Recording) -> None:
+        """Of `recording`."""
+        super().__init__(recording, lambda pid, tid: None)
+        self._recording = recording
+
+    def stack(self, number: int) -> Stack | None:
+        """See Names."""
+        if number == 0 or number in self._stacks:
+            return self._stacks.get(number)
+        frames = self._recording.frames(number)
+        if not frames:
+            return super().stack(number)
+        with self._lock:
+            self._remember(number, Stack(frames, self.why_cut(number)))
+            return self._stacks[number]
+
+    def _root(self, process: int) -> str:
+        return "/"
+
+
+@dataclass(slots=True)
+class _RecordedProcess:
+    number: int
+    space: AddressSpace
+    cleaned_up: bool = False
+    is_tracked: bool = True
+
+
+class _RecordedProcesses:
+    def __init__(self, recording: Recording) -> None:
+        self.targets = [
+            _RecordedProcess(number, AddressSpace(0)) for number, _, argv in recording.processes() if argv is not None
+        ]
+        self._of_thread = recording.process_of_threads()
+
+    def of_event(self, event: np.void) -> _RecordedProcess | None:
+        number = self._of_thread[int(event["size_and_thread"]) >> SIZE_BITS]
+        return next((target for target in self.targets if target.number == number), None)
+
+    def processes_of(self, events: EventBatch) -> NDArray[np.uint16]:
+        return self._of_thread[threads(events)]
+
+
+class Replay:
+    """Replays `recording` from its beginning. Ask it when `run` has returned, or while it calls back."""
+
+    def __init__(self, recording: Recording) -> None:
+        """Nothing is replayed yet. Raises DamagedRecording."""
+        self.recording = recording
+        self.names: Names = RecordedNames(recording)
+        about = recording.about
+        try:
+            self.start = msgspec.convert(about["started"], Start)
+            self._ending = msgspec.convert(about.get("ending"), Ending | None) or Ending(None, None, "unknown")
+            self._verified = msgspec.convert(about.get("verified"), HeapDifference | None)
+            inserting, decided = set(about.get("inserting", ())), list(about.get("last_leaves", ()))
+        except (ValueError, TypeError, KeyError) as error:
+            raise DamagedRecording(f"The recording {recording.path} is damaged: {error}.") from None
+        tracking = TrackingMap()
+        if not about.get("begun_complete"):
+            tracking.mark_incomplete()
+        processes = _RecordedProcesses(recording)
+        eal = EalLife(tracking, processes, _nothing, decided=decided)
+        view = HeapView(
+            tracking,
+            _refuse,
+            is_ours=lambda mark: processes.of_event(mark) is not None,
+            owner=lambda: eal.owner,
+            lock=threading.RLock(),
+            ended=threading.Event(),
+            deaf=threading.Event(),
+            later=_nothing,
+            on_problem=lambda text: None,
+        )
+        view.inserting = inserting
+        self.heap = TrackedHeap(tracking, view=view, eal=eal, bad_frees=BadFrees(), on_problem=lambda text: None)
+        self.now_ns = self.start.monotonic_ns
+        """Up to when it has been replayed, monotonic ns."""
+        self._amendments = recording.amendments()
+        self._position = 0
+        self._stops: list[int] = []
+        self._on_stop: Callable[[], None] = lambda: None
+
+    def run(
+        self,
+        *,
+        until_ns: int | None = None,
+        until_sequence: int | None = None,
+        stops_ns: Sequence[int] = (),
+        on_stop: Callable[[], None] = lambda: None,
+    ) -> Replay:
+        """Replays all of it; or up to the monotonic time `until_ns`; or up to the event that the map calls so.
+
+        At each of `stops_ns`, ascending, `on_stop` is called with the heap as it was then. To be called once.
+        """
+        self._stops, self._on_stop = list(stops_ns), on_stop
+        for _, events, times in self.recording.chunks():
+            count = len(events) if until_ns is None else int(np.searchsorted(times, until_ns, side="right"))
+            if self._take(events[:count], times[:count], until_sequence) or count < len(events):
+                break
+        else:
+            self._amend(self._position)
+        self.now_ns = until_ns if until_ns is not None and until_sequence is None else self.now_ns
+        while self._stops:
+            self._stop()
+        self._judge_bad_frees(whole=until_ns is None and until_sequence is None)
+        return self
+
+    def _take(self, events: EventBatch, times: Times, until_sequence: int | None) -> bool:
+        """Cut at stops, at marks as the pump does, and at amendments. True: `until_sequence` has been reached."""
+        at = 0
+        marks = np.flatnonzero(events["kind"] == Kind.MARK)
+        while at < len(events):
+            self._amend(self._position)
+            next_mark = int(np.searchsorted(marks, at))
+            end = int(marks[next_mark]) + 1 if next_mark < marks.size else len(events)
+            if self._amendments:
+                end = min(end, at + self._amendments[0][0] - self._position)
+            if self._stops:
+                end = min(end, max(int(np.searchsorted(times, self._stops[0], side="right")), at))
+            if until_sequence is not None:
+                end = min(end, at + until_sequence + 1 - self.heap.map.events)
+            if end > at:
+                self.heap.on_events(events[at:end], self._position, times[at:end])
+                self._position += end - at
+                self.now_ns = int(times[end - 1])
+                if events[end - 1]["kind"] == Kind.MARK:
+                    self.heap.on_mark(events[end - 1])
+            elif self._stops:
+                self._stop()
+            at = end
+            if until_sequence is not None and self.heap.map.events > until_sequence:
+                return True
+        return False
+
+    def _amend(self, position: int) -> None:
+        while self._amendments and self._amendments[0][0] <= position:
+            self.heap.map.amend(self._amendments.pop(0)[1])
+
+    def _stop(self) -> None:
+        self.now_ns = max(self._stops.pop(0), self.now_ns)
+        self._on_stop()
+
+    def _judge_bad_frees(self, *, whole: bool) -> None:
+        log = self.heap.bad_frees
+        reports = self.recording.bad_frees()
+        log.reports = reports if whole else [report for report in reports if report.timestamp_ns <= self.now_ns]
+        log.not_kept = int(self.recording.about.get("bad_frees_not_kept", 0)) if whole else 0
+        log.found = len(log.reports) + log.not_kept
+        if whole and self.recording.ended:
+            self.heap.view.verified = self._verified
+
+    # ---- answers
+
+    def live(self) -> NDArray[np.void]:
+        """The live blocks, BLOCK_DTYPE (n,)."""
+        return self.heap.map.live()
+
+    def summary(self) -> Summary:
+        """What the session's own summary said, or would have said at this moment."""
+        about: dict[str, Any] = self.recording.about
+        argv = next((argv for _, pid, argv in self.recording.processes() if pid == about.get("pid") and argv), ())
+        return summarize(
+            self.heap,
+            self.names,
+            start=self.start,
+            version=str(about.get("version", "?")),
+            engine=str(about.get("engine", "?")),
+            compiler=str(about.get("compiler", "?")),
+            hooks=int(about.get("hooks", 0)),
+            pid=int(about.get("pid", 0)),
+            argv=argv,
+            ending=self._ending,
+            lost=int(about.get("lost", 0)),
+        )
+
+
+def _nothing(what: str, task: Callable[[], None]) -> None:
+    """What a live session would do aside is not done again."""
+
+
+def _refuse(*_: object) -> NoReturn:
+    raise NotLive("A recording has no process that could be asked.")
