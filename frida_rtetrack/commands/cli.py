@@ -45,6 +45,11 @@ def _tracking_options(command: Callable[..., None]) -> Callable[..., None]:
                          envvar="RTE_MALLOC_TRACK_DUMP_FILE", help="Where SIGRTMIN and bad frees write the live allocations."),
             click.option("--dump-on-bad-free/--no-dump-on-bad-free", default=True, help="Write the dump at a bad free (default)."),
             click.option("--summary", "summary_path", type=click.Path(path_type=Path, readable=False), metavar="FILE", help="Write the summary as JSON."),
+            click.option("-o", "--output", "record", type=click.Path(path_type=Path), metavar="FILE",
+                         help="Record the session into FILE, for the reports: rtetrack-frida summary FILE."),
+            click.option("--force", "record_over", is_flag=True, help="Overwrite the recording that is in that FILE."),
+            click.option("--symbols/--no-symbols", "record_names", default=True,
+                         help="Look names up when the recording ends (default), or leave that to its reader."),
             click.option("--follow-fork", is_flag=True, help="Track the children that it forks and programs that they or it execute, too."),
             click.option("--verify", is_flag=True, help="Compare with DPDK's own heap at the end."),
             click.option("--error-exitcode", type=click.IntRange(1, 255), metavar="N",
@@ -248,6 +253,8 @@ class _Run:
                 raise RtetrackError(
                     f"The summary cannot be written to {self._summary_path}: {error.strerror}."
                 ) from None
+        if self._options.record is not None and not self._quiet:
+            self._reporter.say(f"recorded in {self._options.record}: rtetrack-frida summary {self._options.record}")
         if self._print_suppressions:
             self._reporter.say(*suppressions_for(found))
         return None if self._error_exitcode is None else self._judge(found, self._error_exitcode)

@@ -19,10 +19,11 @@ import msgspec
 import numpy as np
 
 from frida_rtetrack.errors import DamagedRecording, NoRecording
+from frida_rtetrack.recording.about import About
 from frida_rtetrack.recording.columns import COLUMNS, events_of
 from frida_rtetrack.recording.file import unsigned
 from frida_rtetrack.recording.schema import APPLICATION_ID, FORMAT_VERSION
-from frida_rtetrack.stream.events import MAX_PROCESSES, EventBatch, StackEnd, Times
+from frida_rtetrack.stream.events import MAX_PROCESSES, EventBatch, StackEnd, Times, possible
 from frida_rtetrack.stream.layout import THREAD_TABLE_SLOTS
 from frida_rtetrack.stream.ring import ModuleRecord, StackRecord, ThreadRecord
 from frida_rtetrack.symbols.symbolizer import Frame
@@ -31,7 +32,9 @@ from frida_rtetrack.tracking.badfree import BadFreeReport
 
 EVENTS_IN_A_CHUNK = 1 << 20
 """At most; more is no chunk of ours."""
-_HEADER = struct.Struct(">60xI4xI")  # https://www.sqlite.org/fileformat.html: user version at 60, application id at 68
+# https://www.sqlite.org/fileformat.html: page size at 16, change counter at 24, pages at 28 (if the counter at 92 is
+# that one), user version at 60, application id at 68.
+_HEADER = struct.Struct(">16xH6xII28xI4xI20xI4x")
 _MAGIC = b"SQLite format 3\0"
 
 
@@ -40,31 +43,32 @@ class Recording:
 
     def __init__(self, path: Path) -> None:
         """Raises NoRecording, DamagedRecording."""
-        _check_header(path)
         self.path = path
-        self.damage: str | None = None
+        self.damage: str | None = _check_header(path)
         """What of it could not be read so far."""
         self._lock = threading.RLock()
         self._database = _open(path)
         try:
-            self.about: dict[str, Any] = {key: json.loads(value) for key, value in self._all("SELECT * FROM about")}
-        except (sqlite3.Error, ValueError) as error:
-            raise DamagedRecording(
-                f"The recording {path} is damaged: what it says about the session cannot be read ({error})."
-            ) from None
-        if "started" not in self.about:
+            told = {key: json.loads(value) for key, value in self._all("SELECT key, value FROM about")}
+        except (sqlite3.Error, ValueError, TypeError) as error:
+            raise self._damaged(error) from None
+        if "started" not in told:
             raise DamagedRecording(f"The recording {path} ended before it had begun.", "There is nothing in it.")
+        try:
+            self.about = msgspec.convert(told, About)
+        except ValueError as error:  # msgspec's too
+            raise self._damaged(error) from None
+
+    def _damaged(self, error: Exception) -> DamagedRecording:
+        return DamagedRecording(
+            f"The recording {self.path} is damaged: what it says about the session cannot be read ({error})."
+        )
 
     def __enter__(self) -> Recording:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._database.close()
-
-    @property
-    def ended(self) -> bool:
-        """Whether it was ended in order; if not, it ends where its writer did."""
-        return self.about.get("ended") is True
 
     # ---- what happened
 
@@ -77,6 +81,8 @@ class Recording:
             try:
                 rows = self._all(query, number)
                 if not rows:
+                    if position < self.about.events:
+                        raise DamagedRecording("the chunk with them is missing.")
                     return
                 first, count, start_ns, *columns = rows[0]
                 if first != position or not 0 < count <= EVENTS_IN_A_CHUNK or start_ns < last_ns:
@@ -84,6 +90,8 @@ class Recording:
                 events, times = events_of(dict(zip(COLUMNS, columns, strict=True)), count, start_ns)
                 if (np.diff(times) < 0).any():
                     raise DamagedRecording(f"The times of chunk {number} do not follow each other.")
+                if possible(events, THREAD_TABLE_SLOTS) is not None:
+                    raise DamagedRecording(f"Chunk {number} has events that cannot be.")
             except (sqlite3.Error, TypeError, DamagedRecording) as error:
                 self.damage = f"Events from number {position:,} on cannot be read: {error}"
                 return
@@ -227,10 +235,12 @@ class Recording:
             return self._database.execute(query, values).fetchall()
 
 
-def _check_header(path: Path) -> None:
+def _check_header(path: Path) -> str | None:
+    """Raises NoRecording where it is none of ours; returns what is wrong where only the file's end is missing."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             head = file.read(_HEADER.size)
+            size = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise NoRecording(
             f"The recording {path} cannot be read: {error.strerror}.", "Give the path of a recording."
@@ -239,7 +249,7 @@ def _check_header(path: Path) -> None:
         raise NoRecording(f"{path} is empty: the recording ended before it had begun.")
     if not head.startswith(_MAGIC) or len(head) < _HEADER.size:
         raise NoRecording(f"{path} is no recording.")
-    version, application = _HEADER.unpack(head)
+    page_bytes, changes, pages, version, application, pages_of_change = _HEADER.unpack(head)
     if application != APPLICATION_ID:
         raise NoRecording(f"{path} is an SQLite database, and no recording.")
     if version > FORMAT_VERSION:
@@ -247,6 +257,9 @@ def _check_header(path: Path) -> None:
             f"{path} was recorded by a newer rtetrack-frida (format {version}; this one reads {FORMAT_VERSION}).",
             "Read it with that version.",
         )
+    if changes == pages_of_change and size < pages * page_bytes:
+        return f"The file is cut short: it has {size:,} of {pages * page_bytes:,} bytes."
+    return None
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -184,6 +184,7 @@ class Recorder(Subscriber):
                 if time.monotonic() - self._committed_at >= COMMIT_SECONDS or self._queue.empty():
                     self._file.commit()
                     self._committed_at = time.monotonic()
+            self._file.commit()
         except Exception as error:
             self._give_up(error)
 
@@ -204,6 +205,7 @@ class Recorder(Subscriber):
             for start in range(0, len(events), CHUNK_EVENTS):
                 part = slice(start, start + CHUNK_EVENTS)
                 self._file.chunk(piece.first + start, events[part], times[part])
+            self._tell(events=piece.first + piece.count)
         self._write_state()
 
     def _write_named(self, events: EventBatch) -> None:

@@ -5,22 +5,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from frida_rtetrack.errors import DamagedRecording, NotLive
+from frida_rtetrack.errors import NotLive
 from frida_rtetrack.recording.reader import Recording
-from frida_rtetrack.reports.summary import Start, Summary, summarize
+from frida_rtetrack.reports.summary import Summary, summarize
 from frida_rtetrack.stream.events import SIZE_BITS, EventBatch, Kind, Times, threads
 from frida_rtetrack.symbols.names import Names, Stack
 from frida_rtetrack.target.addressspace import AddressSpace
-from frida_rtetrack.target.target import Ending
 from frida_rtetrack.tracking.badfreelog import BadFrees
 from frida_rtetrack.tracking.eal import EalLife
-from frida_rtetrack.tracking.heap import HeapDifference
 from frida_rtetrack.tracking.heapview import HeapView
 from frida_rtetrack.tracking.map import TrackingMap
 from frida_rtetrack.tracking.trackedheap import TrackedHeap
@@ -76,22 +73,16 @@ class Replay:
     """Replays `recording` from its beginning. Ask it when `run` has returned, or while it calls back."""
 
     def __init__(self, recording: Recording) -> None:
-        """Nothing is replayed yet. Raises DamagedRecording."""
+        """Nothing is replayed yet."""
         self.recording = recording
         self.names: Names = RecordedNames(recording)
         about = recording.about
-        try:
-            self.start = msgspec.convert(about["started"], Start)
-            self._ending = msgspec.convert(about.get("ending"), Ending | None) or Ending(None, None, "unknown")
-            self._verified = msgspec.convert(about.get("verified"), HeapDifference | None)
-            inserting, decided = set(about.get("inserting", ())), list(about.get("last_leaves", ()))
-        except (ValueError, TypeError, KeyError) as error:
-            raise DamagedRecording(f"The recording {recording.path} is damaged: {error}.") from None
+        self.start = about.started
         tracking = TrackingMap()
-        if not about.get("begun_complete"):
+        if not about.begun_complete:
             tracking.mark_incomplete()
         processes = _RecordedProcesses(recording)
-        eal = EalLife(tracking, processes, _nothing, decided=decided)
+        eal = EalLife(tracking, processes, _nothing, decided=about.last_leaves)
         view = HeapView(
             tracking,
             _refuse,
@@ -103,7 +94,7 @@ class Replay:
             later=_nothing,
             on_problem=lambda text: None,
         )
-        view.inserting = inserting
+        view.inserting = set(about.inserting)
         self.heap = TrackedHeap(tracking, view=view, eal=eal, bad_frees=BadFrees(), on_problem=lambda text: None)
         self.now_ns = self.start.monotonic_ns
         """Up to when it has been replayed, monotonic ns."""
@@ -176,10 +167,10 @@ class Replay:
         log = self.heap.bad_frees
         reports = self.recording.bad_frees()
         log.reports = reports if whole else [report for report in reports if report.timestamp_ns <= self.now_ns]
-        log.not_kept = int(self.recording.about.get("bad_frees_not_kept", 0)) if whole else 0
+        log.not_kept = self.recording.about.bad_frees_not_kept if whole else 0
         log.found = len(log.reports) + log.not_kept
-        if whole and self.recording.ended:
-            self.heap.view.verified = self._verified
+        if whole and self.recording.about.ended:
+            self.heap.view.verified = self.recording.about.verified
 
     # ---- answers
 
@@ -189,20 +180,20 @@ class Replay:
 
     def summary(self) -> Summary:
         """What the session's own summary said, or would have said at this moment."""
-        about: dict[str, Any] = self.recording.about
-        argv = next((argv for _, pid, argv in self.recording.processes() if pid == about.get("pid") and argv), ())
+        about = self.recording.about
+        argv = next((argv for _, pid, argv in self.recording.processes() if pid == about.pid and argv), ())
         return summarize(
             self.heap,
             self.names,
             start=self.start,
-            version=str(about.get("version", "?")),
-            engine=str(about.get("engine", "?")),
-            compiler=str(about.get("compiler", "?")),
-            hooks=int(about.get("hooks", 0)),
-            pid=int(about.get("pid", 0)),
+            version=about.version,
+            engine=about.engine,
+            compiler=about.compiler,
+            hooks=about.hooks,
+            pid=about.pid,
             argv=argv,
-            ending=self._ending,
-            lost=int(about.get("lost", 0)),
+            ending=about.ending,
+            lost=about.lost,
         )
 
 
