@@ -23,8 +23,7 @@ from frida_rtetrack.recording.about import About
 from frida_rtetrack.recording.columns import COLUMNS, events_of
 from frida_rtetrack.recording.file import unsigned
 from frida_rtetrack.recording.schema import APPLICATION_ID, FORMAT_VERSION
-from frida_rtetrack.stream.events import MAX_PROCESSES, EventBatch, StackEnd, Times, possible
-from frida_rtetrack.stream.layout import THREAD_TABLE_SLOTS
+from frida_rtetrack.stream.events import MAX_PROCESSES, MAX_THREADS, EventBatch, StackEnd, Times, possible
 from frida_rtetrack.stream.ring import ModuleRecord, StackRecord, ThreadRecord
 from frida_rtetrack.symbols.symbolizer import Frame
 from frida_rtetrack.tracking.amendments import Amendment
@@ -90,7 +89,7 @@ class Recording:
                 events, times = events_of(dict(zip(COLUMNS, columns, strict=True)), count, start_ns)
                 if (np.diff(times) < 0).any():
                     raise DamagedRecording(f"The times of chunk {number} do not follow each other.")
-                if possible(events, THREAD_TABLE_SLOTS) is not None:
+                if possible(events, MAX_THREADS) is not None:
                     raise DamagedRecording(f"Chunk {number} has events that cannot be.")
             except (sqlite3.Error, TypeError, DamagedRecording) as error:
                 self.damage = f"Events from number {position:,} on cannot be read: {error}"
@@ -194,10 +193,10 @@ class Recording:
 
     def process_of_threads(self) -> np.ndarray[tuple[int], np.dtype[np.uint16]]:
         """The process of each thread, by the thread's number."""
-        processes = np.full(THREAD_TABLE_SLOTS, MAX_PROCESSES, np.uint16)
+        processes = np.full(MAX_THREADS, MAX_PROCESSES, np.uint16)
         try:
             for number, process in self._all("SELECT number, process FROM threads"):
-                if 0 <= number < THREAD_TABLE_SLOTS and 0 <= process < MAX_PROCESSES:
+                if 0 <= number < MAX_THREADS and 0 <= process < MAX_PROCESSES:
                     processes[number] = process
         except (sqlite3.Error, TypeError) as error:
             self.damage = f"The threads cannot be read: {error}"
