@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from frida_rtetrack.errors import NotLive
 from frida_rtetrack.recording.reader import Recording
+from frida_rtetrack.reports.moment import Moment, Run
 from frida_rtetrack.reports.summary import Summary, summarize
 from frida_rtetrack.stream.events import SIZE_BITS, EventBatch, Kind, Times, threads
 from frida_rtetrack.symbols.names import Names, Stack
@@ -178,10 +179,18 @@ class Replay:
         """The live blocks, BLOCK_DTYPE (n,)."""
         return self.heap.map.live()
 
+    def moment(self, rows: NDArray[np.void] | None = None) -> Moment:
+        """The moment up to which it was replayed, with what was live then; or with `rows`, BLOCK_DTYPE (n,), of it."""
+        return Moment(self._run(), self.live() if rows is None else rows, self.names, self.now_ns)
+
+    def _run(self) -> Run:
+        about = self.recording.about
+        argv = next((argv for _, pid, argv in self.recording.processes() if pid == about.pid and argv), ())
+        return Run(argv, about.pid, about.host, about.started, about.engine, about.version)
+
     def summary(self) -> Summary:
         """What the session's own summary said, or would have said at this moment."""
         about = self.recording.about
-        argv = next((argv for _, pid, argv in self.recording.processes() if pid == about.pid and argv), ())
         return summarize(
             self.heap,
             self.names,
@@ -191,7 +200,7 @@ class Replay:
             compiler=about.compiler,
             hooks=about.hooks,
             pid=about.pid,
-            argv=argv,
+            argv=self._run().argv,
             ending=about.ending,
             lost=about.lost,
         )

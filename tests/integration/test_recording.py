@@ -85,6 +85,4 @@ def test_the_writer_is_killed_and_all_but_the_last_second_is_there(runner: Runne
         assert not recording.about.ended
         assert replay.heap.map.events > 1000
         assert killed_ns - replay.now_ns < 3e9
-        assert any(
-            frame.function == "start_eal" for site in replay.summary().call_sites for frame in site.stack.frames
-        )  # type: ignore[union-attr]
+        assert any(frame.function == "start_eal" for site in replay.summary().call_sites for frame in site.stack.frames)  # type: ignore[union-attr]
