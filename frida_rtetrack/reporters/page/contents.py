@@ -1,0 +1,273 @@
+"""What the page shows, as the one JSON object that its script reads: every name once, numbers everywhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from frida_rtetrack.reporters import text
+from frida_rtetrack.reports.history import NO_THREAD, NOTHING, Held, History, Site
+from frida_rtetrack.reports.lost import LostReport
+from frida_rtetrack.reports.moment import Run
+from frida_rtetrack.reports.profile import NO_STACK, frame_name, printable
+from frida_rtetrack.reports.summary import CallSite, Leaks
+from frida_rtetrack.symbols.names import Names, Stack, Thread
+from frida_rtetrack.symbols.symbolizer import Frame
+from frida_rtetrack.tracking.badfree import BadFreeReport
+
+SITES_AT_MOST = 4000
+"""What a browser still draws at once; the smallest beyond them are one."""
+LEAKS_AT_MOST = 500
+BAD_FREES_AT_MOST = 200
+CALLERS_NOT_KNOWN = "(callers not known)"
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """Blocks that nobody will free, or so it seems. `kind`: a word for the reader, as "lost"."""
+
+    kind: str
+    site: CallSite
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What is to be shown. `names` has what the numbers in `history` and `base` stand for."""
+
+    run: Run
+    seconds: float
+    """How long the run, or the recording, was."""
+    history: History
+    names: Names
+    base: dict[Site, Held] | None = None
+    """What is compared with: the page shows first what grew and shrank since."""
+    base_title: str = ""
+    chosen: int = -1
+    """Index of the moment that is shown first."""
+    marks: Sequence[tuple[float, str]] = ()
+    """(seconds, text) on the time line."""
+    leaks: Sequence[Leak] = ()
+    bad_frees: Sequence[BadFreeReport] = ()
+    bad_frees_not_kept: int = 0
+    notes: Sequence[str] = field(default=())
+    """Sentences that a reader must know, as that events were lost."""
+
+
+def leaks_at_cleanup(found: Leaks | None) -> list[Leak]:
+    """What was live at rte_eal_cleanup."""
+    return [] if found is None else [Leak("live at rte_eal_cleanup", site) for site in found.call_sites]
+
+
+def leaks_of(found: LostReport) -> list[Leak]:
+    """What nothing points to."""
+    lost = [Leak("lost", site) for site in found.lost.call_sites]
+    return lost + [Leak("indirectly lost", site) for site in found.indirectly_lost.call_sites]
+
+
+def contents(page: Page) -> dict[str, Any]:
+    """The JSON object."""
+    tables = _Tables(page.names)
+    run = page.run
+    sites = _sites(page, tables)
+    leaks = [_leak(leak, tables) for leak in page.leaks[:LEAKS_AT_MOST]]
+    bad_frees = _bad_frees(page, tables)
+    return {
+        "title": printable(run.argv[0].rpartition("/")[2]) if run.argv else f"process {run.pid}",
+        "command": printable(" ".join(run.argv)),
+        "host": printable(run.host),
+        "pid": run.pid,
+        "started": run.start.wall.isoformat(timespec="seconds"),
+        "seconds": page.seconds,
+        "engine": run.engine,
+        "version": run.version,
+        "moments": [round(seconds, 6) for seconds in page.history.seconds],
+        "chosen": page.chosen % max(len(page.history.seconds), 1),
+        "marks": [[seconds, printable(what)] for seconds, what in page.marks],
+        "notes": [printable(note) for note in page.notes],
+        "base_title": printable(page.base_title),
+        "sites": sites,
+        "leaks": leaks,
+        "leaks_not_shown": max(len(page.leaks) - LEAKS_AT_MOST, 0),
+        "bad_frees": bad_frees,
+        "bad_frees_not_shown": page.bad_frees_not_kept + max(len(page.bad_frees) - sum(each["count"] for each in bad_frees), 0),
+        **tables.as_json(),
+    }  # fmt: skip
+
+
+class _Table:
+    """Gives each thing a number when it is first met."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Hashable, int] = {}
+
+    def number(self, thing: Hashable) -> int:
+        return self._numbers.setdefault(thing, len(self._numbers))
+
+    def as_json(self) -> list[Any]:
+        return list(self._numbers)
+
+
+class _Tables:
+    """The names of the page."""
+
+    def __init__(self, names: Names) -> None:
+        self._names = names
+        self._modules, self._files, self._functions = _Table(), _Table(), _Table()
+        self._frames, self._stacks, self._types, self._threads = _Table(), _Table(), _Table(), _Table()
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "modules": self._modules.as_json(),
+            "files": self._files.as_json(),
+            "functions": self._functions.as_json(),
+            "frames": self._frames.as_json(),
+            "stacks": self._stacks.as_json(),
+            "types": self._types.as_json(),
+            "threads": self._threads.as_json(),
+        }
+
+    def stack(self, stack: Stack | None) -> int:
+        """Its number. A stack is a list of frames, outermost first."""
+        frames = [] if stack is None else [self._frame(frame) for frame in reversed(stack.frames)]
+        if stack is not None and stack.cut:
+            frames.insert(0, self._nameless(CALLERS_NOT_KNOWN))
+        return self._stacks.number(tuple(frames or [self._nameless(NO_STACK)]))
+
+    def stack_of_one(self, name: str) -> int:
+        return self._stacks.number((self._nameless(name),))
+
+    def stack_by_number(self, number: int) -> int:
+        return self.stack(self._names.stack(number))
+
+    def type(self, number: int) -> int:
+        return self._types.number(printable(self._names.label_text(number)))
+
+    def thread(self, number: int) -> int:
+        """-1 where it is not known."""
+        return -1 if number == NO_THREAD else self._threads.number(_thread(self._names.thread(number)))
+
+    def _frame(self, frame: Frame) -> int:
+        """A frame is [function, file or -1, line or 0]; a function is [name, module or -1]."""
+        module = -1 if frame.module is None else self._modules.number(printable(frame.module))
+        function = self._functions.number((frame_name(frame), module))
+        file = -1 if not frame.file else self._files.number(printable(frame.file))
+        return self._frames.number((function, file, frame.line or 0))
+
+    def _nameless(self, text: str) -> int:
+        return self._frames.number((self._functions.number((text, -1)), -1, 0))
+
+
+def _thread(thread: Thread) -> str:
+    return printable(f"{thread.name} ({thread.tid})" if thread.name else str(thread.tid))
+
+
+Changes = list[tuple[int, Held]]
+
+
+def _sites(page: Page, tables: _Tables) -> dict[str, Any]:
+    """Columns, an entry a site. `changes`: [moments since the last change, more blocks, more bytes, ...]."""
+    base = page.base or {}
+    history = page.history.changes
+
+    def most(site: Site) -> int:
+        return max([held.size_bytes for _, held in history.get(site, ())] + [base.get(site, NOTHING).size_bytes])
+
+    sites = sorted(history.keys() | base.keys(), key=lambda site: (-most(site), site))
+    shown, folded = sites[:SITES_AT_MOST], sites[SITES_AT_MOST:]
+    rows: list[tuple[int, int, int, Changes, Held]] = [
+        (
+            tables.stack_by_number(site.stack),
+            tables.type(site.type),
+            tables.thread(site.thread),
+            history.get(site, []),
+            base.get(site, NOTHING),
+        )
+        for site in shown
+    ]
+    if folded:
+        others = tables.stack_of_one(f"({len(folded):,} smaller call sites)")
+        for number in sorted({site.type for site in folded}):
+            same = [site for site in folded if site.type == number]
+            before = sum((base.get(site, NOTHING) for site in same), NOTHING)
+            rows.append((others, tables.type(number), -1, _together([history.get(site, []) for site in same]), before))
+    found: dict[str, Any] = {
+        "stack": [row[0] for row in rows],
+        "type": [row[1] for row in rows],
+        "thread": [row[2] for row in rows],
+        "changes": [_deltas(row[3]) for row in rows],
+    }
+    if page.base is not None:
+        found["base"] = [[row[4].blocks, row[4].size_bytes] for row in rows]
+    return found
+
+
+def _together(several: Sequence[Changes]) -> Changes:
+    """What several sites held in all."""
+    steps: dict[int, Held] = {}
+    for changes in several:
+        before = NOTHING
+        for index, held in changes:
+            step = Held(held.blocks - before.blocks, held.size_bytes - before.size_bytes)
+            steps[index] = steps.get(index, NOTHING) + step
+            before = held
+    total, found = NOTHING, []
+    for index in sorted(steps):
+        total = total + steps[index]
+        found.append((index, total))
+    return found
+
+
+def _deltas(changes: Changes) -> list[int]:
+    found, last, before = [], 0, NOTHING
+    for index, held in changes:
+        found += [index - last, held.blocks - before.blocks, held.size_bytes - before.size_bytes]
+        last, before = index, held
+    return found
+
+
+def _leak(leak: Leak, tables: _Tables) -> dict[str, Any]:
+    return {
+        "kind": leak.kind,
+        "blocks": leak.site.blocks,
+        "bytes": leak.site.size_bytes,
+        "types": [printable(name) for name in leak.site.types],
+        "stack": tables.stack(leak.site.stack),
+    }
+
+
+def _bad_frees(page: Page, tables: _Tables) -> list[dict[str, Any]]:
+    """Those of one kind and with the same three stacks are one, with a count."""
+    found: dict[Hashable, dict[str, Any]] = {}
+    for report in page.bad_frees:
+        if report.site in found:
+            found[report.site]["count"] += 1
+        elif len(found) < BAD_FREES_AT_MOST:
+            found[report.site] = _bad_free(report, page, tables)
+    return list(found.values())
+
+
+def _bad_free(report: BadFreeReport, page: Page, tables: _Tables) -> dict[str, Any]:
+    stacks = [
+        {"title": f"This free, {report.function} by {_thread(report.thread)}", "stack": tables.stack(report.stack)}
+    ]
+    first, block = report.first_freed, report.allocated
+    if first is not None:
+        title = f"First freed {text.duration(first.seconds_before)} before, {first.function} by {_thread(first.thread)}"
+        stacks.append({"title": title, "stack": tables.stack(first.stack)})
+    if block is not None and block.baseline:
+        title = f"The block of {text.size(block.size_bytes)} was there before the tracking began"
+        stacks.append({"title": title, "stack": -1})
+    elif block is not None:
+        by = "" if block.thread is None else f", by {_thread(block.thread)}"
+        title = f"Allocated {text.duration(block.seconds_before)} before, {text.size(block.size_bytes)} of type {printable(block.type)}{by}"
+        stacks.append({"title": title, "stack": tables.stack(block.stack)})
+    return {
+        "title": printable(text.bad_free_title(report)),
+        "kind": report.kind.value,
+        "count": 1,
+        "seconds": page.run.start.seconds_until(report.timestamp_ns),
+        "detail": printable(report.detail),
+        "also": "" if report.also is None else printable(f"It may also be: {report.also.kind.value}. {report.also.detail}"),
+        "stacks": stacks,
+    }  # fmt: skip
