@@ -415,6 +415,7 @@ class Host:
                 argv=self.argv,
                 ending=self.ending or Ending(None, None, "running"),
                 lost=self.lost,
+                damage=self._group.memory.damage.counts,
             )
 
     # ---- commands ----

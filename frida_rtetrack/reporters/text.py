@@ -183,6 +183,9 @@ def summary(found: Summary) -> Iterator[str]:
     yield f"at the most {size(found.peak_bytes)} in {count(found.peak_blocks, 'block')}"
     if found.lost:
         yield f"{count(found.lost, 'event')} lost: the figures above leave them out."
+    if found.damage:
+        damage = ", ".join(f"{number:,} {what}" for what, number in found.damage.items())
+        yield f"damaged in the program's session memory, and left out: {damage}"
     if found.live_blocks:
         yield f"still live: {size(found.live_bytes)} in {count(found.live_blocks, 'block')}; the largest call sites:"
         for site in found.call_sites:

@@ -99,6 +99,8 @@ class Gate:
             yield f"{size_bytes:,} bytes in {blocks:,} block{'s' * (blocks != 1)} leaked."
 
     def _others(self, found: Summary) -> Iterator[str]:
+        if found.damage:
+            yield "The program's session memory was damaged: something may be missing."
         if found.verified is not None and bool(found.verified):
             yield "The live set differs from DPDK's own heap."
         if self.max_bytes is not None and found.peak_bytes > self.max_bytes:

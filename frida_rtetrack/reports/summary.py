@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -100,6 +100,8 @@ class Summary:
     """None where the program never called rte_eal_cleanup."""
     verified: HeapDifference | None
     """None where it was not asked for."""
+    damage: dict[str, int] = field(default_factory=dict)
+    """What was wrong in the session memory and is left out, by kind of record; the program can write there what it likes."""
 
     def as_json(self) -> dict[str, Any]:
         """The document of `--summary`: addresses as "0x...", times in seconds since `started`, null where not known."""
@@ -122,6 +124,7 @@ class Summary:
                 "failed": self.failed,
                 "lost": self.lost,
             },
+            "damage": self.damage,
             "live": {"blocks": self.live_blocks, "bytes": self.live_bytes},
             "peak": {"blocks": self.peak_blocks, "bytes": self.peak_bytes},
             "bad_frees": [_bad_free_json(report, self.start) for report in self.bad_frees],
@@ -168,8 +171,12 @@ def summarize(
     argv: tuple[str, ...],
     ending: Ending,
     lost: int,
+    damage: Callable[[], dict[str, int]] = dict,
 ) -> Summary:
-    """Everything that was found in `heap`, with what it does not know. To be called while no events are applied."""
+    """Everything that was found in `heap`, with what it does not know. To be called while no events are applied.
+
+    `damage()` is asked last: looking names up may find some. A recording has none.
+    """
     tracking, eal = heap.map, heap.eal
     totals, live = tracking.totals, tracking.live()
     return Summary(
@@ -198,6 +205,7 @@ def summarize(
         memzones=memzones(live),
         leaks=None if eal.at_cleanup is None else leaks(eal.at_cleanup, eal.init_ranges, names),
         verified=heap.view.verified,
+        damage=damage(),
     )
 
 

@@ -25,7 +25,11 @@ class Damage:
         with self._lock:
             return sum(self._counts.values())
 
-    def __str__(self) -> str:
+    def counts(self) -> dict[str, int]:
+        """How many records of each kind."""
         with self._lock:
-            kinds = ", ".join(f"{number:,} {what}" for what, number in self._counts.items())
+            return dict(self._counts)
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{number:,} {what}" for what, number in self.counts().items())
         return f"The program's session memory is damaged ({kinds} so far): what is wrong there is left out."
