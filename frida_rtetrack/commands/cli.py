@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from frida_rtetrack.commands import reports
 from frida_rtetrack.commands.prompt import Prompt
 from frida_rtetrack.commands.terminal import ProgramTerminal
 from frida_rtetrack.errors import BadUsage, NotLive, RtetrackError
@@ -103,6 +104,10 @@ def attach(targets: tuple[str, ...], duration: float | None, **options: Any) -> 
     """
     run = _Run(**options)
     sys.exit(run.attach(targets, duration))
+
+
+for report in reports.COMMANDS:
+    cli.add_command(report)
 
 
 class _Run:

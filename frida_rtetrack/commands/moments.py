@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,25 +18,20 @@ from frida_rtetrack.reports.moment import Filters, Moment
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
-class Size(click.ParamType):
-    """Bytes: 4096, 64K, 10M, 1.5G; a K is 1,024."""
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
-    name = "size"
-    _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """See click.ParamType."""
-        if isinstance(value, int):
-            return value
-        text = str(value).strip().upper().removesuffix("B").removesuffix("I")
-        unit = text[-1:] if text[-1:] in self._UNITS else ""
-        try:
-            size = float(text.removesuffix(unit)) * self._UNITS[unit]
-            if 0 <= size < 1 << 63:
-                return int(size)
-        except ValueError:
-            pass
-        self.fail(f"{value!r} is no size; give bytes, or as 64K, 10M, 1.5G.", param, ctx)
+def size(text: str) -> int:
+    """Bytes from 4096, 64K, 10M, 1.5GiB; a K is 1,024. Raises click.BadParameter."""
+    number = text.strip().upper().removesuffix("B").removesuffix("I")
+    unit = number[-1:] if number[-1:] in _UNITS else ""
+    try:
+        found = float(number.removesuffix(unit)) * _UNITS[unit]
+        if 0 <= found < 1 << 63:
+            return int(found)
+    except ValueError:
+        pass
+    raise click.BadParameter(f"{text!r} is no size: give bytes, or as in 64K, 10M, 1.5G.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +103,7 @@ def filter_options(command: Command) -> Command:
     for option in (
         click.option("--older", type=click.FloatRange(0), metavar="SECONDS", help="Only blocks at least so old then."),
         click.option(
-            "--min-size", type=Size(), default=0, metavar="SIZE", help="Only blocks at least so large: 4096, 64K, 10M."
+            "--min-size", type=size, default="0", metavar="SIZE", help="Only blocks at least so large: 4096, 64K, 10M."
         ),
         click.option(
             "--module", metavar="GLOB", help="Only blocks whose stack passes through such a module: libapp*.so."
@@ -132,8 +128,9 @@ recording_argument = click.argument("recording", type=click.Path(path_type=Path)
 
 
 def _named(wrapper: Any, command: Command) -> Command:
-    wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
-    if hasattr(command, "__click_params__"):
-        wrapper.__click_params__ = command.__click_params__ + getattr(wrapper, "__click_params__", [])
+    """`wrapper`, which has options of its own, in the place of `command`, which may have some."""
+    own = getattr(wrapper, "__click_params__", [])
+    functools.update_wrapper(wrapper, command)
+    wrapper.__click_params__ = getattr(command, "__click_params__", []) + own
     named: Command = wrapper
     return named

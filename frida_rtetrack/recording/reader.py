@@ -97,6 +97,14 @@ class Recording:
             yield position, events, times
             position, last_ns = position + count, int(times[-1])
 
+    def span_ns(self) -> tuple[int, int]:
+        """The times of the first event and of the last, as far as is known without reading them; 0, 0 where there is none."""
+        try:
+            first, last = self._all("SELECT min(start_ns), max(end_ns) FROM chunks")[0]
+            return int(first or 0), max(int(last or 0), int(first or 0))
+        except (sqlite3.Error, TypeError, ValueError):
+            return 0, 0
+
     def amendments(self) -> list[tuple[int, Amendment]]:
         """(position, amendment): what came before event number `position`, in order."""
         found = []

@@ -35,6 +35,8 @@ class CallSite:
     oldest_ns: int
     stack: Stack | None
     types: tuple[str, ...]
+    largest_bytes: int = 0
+    """The largest of the blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +131,14 @@ class Summary:
             "peak": {"blocks": self.peak_blocks, "bytes": self.peak_bytes},
             "bad_frees": [_bad_free_json(report, self.start) for report in self.bad_frees],
             "bad_frees_not_kept": self.bad_frees_not_kept,
-            "call_sites": [_call_site_json(site) for site in self.call_sites],
+            "call_sites": [call_site_json(site) for site in self.call_sites],
             "memzones": {"blocks": self.memzones[0], "bytes": self.memzones[1]},
             "leaks": self.leaks
             and {
                 "blocks": self.leaks.blocks,
                 "bytes": self.leaks.size_bytes,
                 "eal": {"blocks": self.leaks.eal_blocks, "bytes": self.leaks.eal_bytes},
-                "call_sites": [_call_site_json(site) for site in self.leaks.call_sites[:LEAK_SITES]],
+                "call_sites": [call_site_json(site) for site in self.leaks.call_sites[:LEAK_SITES]],
             },
             "verify": None if self.verified is None else self._verify_json(self.verified),
         }
@@ -251,6 +253,7 @@ def _call_site(blocks: NDArray[np.void], names: Names) -> CallSite:
         int(blocks["allocated_at_ns"].min()),
         names.stack(int(blocks["stack"][0])),
         tuple(names.label_text(int(kind["label"]), baseline=bool(kind["baseline"])) for kind in kinds[:TYPES_SHOWN]),
+        int(blocks["size_bytes"].max()),
     )
 
 
@@ -270,10 +273,12 @@ def leaks(live: NDArray[np.void], eal_ranges: Sequence[tuple[int, int]], names: 
     )
 
 
-def _call_site_json(site: CallSite) -> dict[str, Any]:
+def call_site_json(site: CallSite) -> dict[str, Any]:
+    """A call site for a JSON document."""
     return {
         "blocks": site.blocks,
         "bytes": site.size_bytes,
+        "largest": site.largest_bytes,
         "types": list(site.types),
         "backtrace": _backtrace_json(site.stack),
     }

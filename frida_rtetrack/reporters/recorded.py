@@ -1,0 +1,178 @@
+"""The reports of a recording as plain text. Functions from results to lines, as in `text`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from frida_rtetrack.reporters.text import call_site, count, duration, frame, size, stack
+from frida_rtetrack.reports.difference import Changed, Difference
+from frida_rtetrack.reports.growth import Growing
+from frida_rtetrack.reports.moment import Moment
+from frida_rtetrack.reports.profile import frame_name
+from frida_rtetrack.reports.summary import CallSite
+from frida_rtetrack.reports.tree import Node
+from frida_rtetrack.reports.usage import Usage, Used
+from frida_rtetrack.symbols.names import Stack
+from frida_rtetrack.symbols.symbolizer import Frame
+
+_LEVELS = "▁▂▃▄▅▆▇█"
+_BAR = 30
+
+
+def moment(of: Moment) -> str:
+    """Which run, and when."""
+    command = " ".join(of.run.argv) or f"process {of.run.pid}"
+    return f"{command}, {duration(max(of.seconds, 0))} after the start: {size(int(of.rows['size_bytes'].sum()))} live in {count(of.rows.size, 'block')}"
+
+
+def own_frame(shown: Stack | None) -> Frame | None:
+    """The innermost frame that is no part of DPDK's or the C library's: what a reader looks for first."""
+    frames = () if shown is None else shown.frames
+    own = (
+        each
+        for each in frames
+        if each.module is not None and not each.module.startswith(("librte_", "libc.so", "libc-"))
+    )
+    return next(own, frames[0] if frames else None)
+
+
+def table(sites: Sequence[CallSite], total_bytes: int, limit: int) -> Iterator[str]:
+    """A line a call site: bytes, share, blocks, the largest, who allocated, of which type."""
+    if not sites:
+        yield "Nothing is live."
+        return
+    yield f"{'bytes':>12} {'share':>6} {'blocks':>10} {'largest':>12}  allocated by"
+    for site in sites[:limit]:
+        own = own_frame(site.stack)
+        where = "(no stack)" if own is None else frame_name(own)
+        line = f":{own.line}" if own is not None and own.line else ""
+        yield (
+            f"{size(site.size_bytes):>12} {share(site.size_bytes, total_bytes):>6} {site.blocks:>10,} "
+            f"{size(site.largest_bytes):>12}  {where}{line}  [{', '.join(site.types)}]"
+        )
+    if len(sites) > limit:
+        yield f"... and {count(len(sites) - limit, 'call site')} more (--limit)"
+
+
+def share(part: int, total: int) -> str:
+    """`12.3%`."""
+    return f"{100 * part / total:.1f}%" if total else "-"
+
+
+def tree(root: Node, *, least_share: float) -> Iterator[str]:
+    """A line a function, those below it further in; what has less than `least_share` (0 to 1) of the bytes is left out."""
+    yield f"{'bytes':>12} {'share':>6} {'blocks':>10}"
+    least = least_share * root.size_bytes
+    waiting: list[tuple[int, Node]] = [(0, root)]
+    left_out = 0
+    while waiting:
+        depth, node = waiting.pop()
+        own = f"  ({size(node.own_bytes)} by itself)" if node.own_bytes and node.children else ""
+        yield f"{size(node.size_bytes):>12} {share(node.size_bytes, root.size_bytes):>6} {node.blocks:>10,}  {'  ' * depth}{node.name}{own}"
+        shown = [child for child in node.children if child.size_bytes >= least]
+        left_out += len(node.children) - len(shown)
+        deeper = depth + (len(node.children) > 1 or node is root)  # a single way down needs no indent
+        waiting.extend((deeper, child) for child in reversed(shown))
+    if left_out:
+        yield f"{count(left_out, 'branch').replace('branchs', 'branches')} with less than {least_share:.1%} left out (--min-share)."
+
+
+def growing(found: Sequence[Growing], limit: int) -> Iterator[str]:
+    """The call sites whose live blocks only increase, each with its curve."""
+    if not found:
+        yield "Growing: no call site has ever more live blocks."
+        return
+    yield f"Growing: {count(len(found), 'call site')} with ever more live blocks"
+    for site in found[:limit]:
+        yield (
+            f"  {curve(site.curve)}  {size(site.grown_bytes)} more since the start-up, {size(round(site.bytes_per_second))} a second; "
+            f"{size(site.size_bytes)} in {count(site.blocks, 'block')} now:"
+        )
+        yield from stack(site.stack)
+    if len(found) > limit:
+        yield f"  ... and {count(len(found) - limit, 'call site')} more (--limit)"
+
+
+def curve(values: Sequence[int]) -> str:
+    """A line of bars, the highest for the most."""
+    most = max(values, default=0) or 1
+    return "".join(_LEVELS[round(value / most * (len(_LEVELS) - 1))] for value in values)
+
+
+def held(sites: Sequence[CallSite], limit: int) -> Iterator[str]:
+    """What else is live."""
+    yield f"Still held: {size(sum(site.size_bytes for site in sites))} in {count(sum(site.blocks for site in sites), 'block')}"
+    for site in sites[:limit]:
+        yield from call_site(site)
+    if len(sites) > limit:
+        yield f"  ... and {count(len(sites) - limit, 'call site')} more (--limit)"
+
+
+def usage(found: Usage, limit: int) -> Iterator[str]:
+    """Totals and histograms."""
+    seconds = max(found.seconds, 1e-9)
+    yield (
+        f"{count(found.allocations, 'allocation')}, {size(found.size_bytes)}, in {duration(found.seconds)}: "
+        f"{found.allocations / seconds:,.0f} a second"
+    )
+    most = max((allocations for _, allocations, _ in found.sizes), default=1)
+    yield "sizes"
+    for at_most, allocations, total in found.sizes:
+        yield f"  up to {size(at_most):>14} {allocations:>14,} {size(total):>12}  {_bar(allocations, most)}"
+    yield "lifetimes of what was freed"
+    most = max((blocks for _, blocks in found.lifetimes), default=1)
+    for at_most_s, blocks in found.lifetimes:
+        yield f"  up to {_time(at_most_s):>14} {blocks:>14,}  {_bar(blocks, most)}"
+    for what, rows in (("type", found.by_type), ("socket asked for", found.by_socket), ("thread", found.by_thread)):
+        yield f"by {what}"
+        yield from _used(rows, limit)
+
+
+def _used(rows: Sequence[Used], limit: int) -> Iterator[str]:
+    for row in rows[:limit]:
+        yield f"  {size(row.size_bytes):>14} {count(row.allocations, 'allocation'):>24}  {row.name}"
+    if len(rows) > limit:
+        yield f"  ... and {len(rows) - limit:,} more (--limit)"
+
+
+def _time(seconds: float) -> str:
+    for unit, name in ((1e-9, "ns"), (1e-6, "us"), (1e-3, "ms")):
+        if seconds < 1000 * unit * 0.999:
+            return f"{seconds / unit:,.0f} {name}"
+    return f"{seconds:,.0f} s"
+
+
+def _bar(value: int, most: int) -> str:
+    return "█" * max(round(value / most * _BAR), 1)
+
+
+def difference(found: Difference, limit: int) -> Iterator[str]:
+    """What grew and what shrank."""
+    before, after = found.size_bytes
+    yield f"{size(before)} in {count(found.blocks[0], 'block')} before, {size(after)} in {count(found.blocks[1], 'block')} after: {_more(after - before)}"
+    grew = [each for each in found.changed if each.grown_bytes > 0 or (not each.grown_bytes and each.grown_blocks > 0)]
+    shrank = found.changed[len(grew) :][::-1]
+    for what, sites in (("grew", grew), ("shrank", shrank)):
+        if sites:
+            yield f"{count(len(sites), 'call site')} {what}"
+        for site in sites[:limit]:
+            yield from _changed(site)
+        if len(sites) > limit:
+            yield f"  ... and {len(sites) - limit:,} more (--limit)"
+    if not found.changed:
+        yield "No call site has other blocks than before."
+
+
+def _changed(site: Changed) -> Iterator[str]:
+    yield (
+        f"  {_more(site.grown_bytes)} ({site.grown_blocks:+,} blocks) of type {site.type}; "
+        f"{size(site.size_bytes[0])} before, {size(site.size_bytes[1])} after:"
+    )
+    if not site.frames:
+        yield "      (no backtrace was recorded)"
+    for index, each in enumerate(site.frames):
+        yield "      " + frame(index, each)
+
+
+def _more(size_bytes: int) -> str:
+    return f"{'+' if size_bytes >= 0 else '-'}{size(abs(size_bytes))}"

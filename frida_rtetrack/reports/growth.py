@@ -1,0 +1,77 @@
+"""Call sites whose live blocks only increase while a program runs: what leaks though something still points to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frida_rtetrack.symbols.names import Names, Stack
+
+MOMENTS = 41
+"""At which the live blocks are looked at, evenly over the run."""
+_WARMING_UP = 0.25
+"""The part of the run that is left out of the judgement: a program allocates while it starts."""
+_LEAST_STEPS = 0.5
+"""In how many of the steps there must be more than before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Growing:
+    """A call site. Sizes in bytes."""
+
+    stack: Stack | None
+    curve: tuple[int, ...]
+    """Its live bytes at each moment."""
+    blocks: int
+    """Live at the last moment."""
+    size_bytes: int
+    grown_bytes: int
+    """Since the program had started up."""
+    bytes_per_second: float
+
+
+class Curves:
+    """The live bytes and blocks of each call site at moments of a run, ascending."""
+
+    def __init__(self) -> None:
+        """No moment yet."""
+        self.at_ns: list[int] = []
+        self._blocks: dict[int, dict[int, int]] = {}
+        self._bytes: dict[int, dict[int, int]] = {}
+
+    def add(self, at_ns: int, sites: NDArray[np.void]) -> None:
+        """The next moment: `sites` as TrackingMap.call_sites has them."""
+        number = len(self.at_ns)
+        self.at_ns.append(at_ns)
+        for site in sites:
+            stack = int(site["stack"])
+            self._blocks.setdefault(stack, {})[number] = int(site["blocks"])
+            self._bytes.setdefault(stack, {})[number] = int(site["bytes"])
+
+    def growing(self, names: Names, *, without: Sequence[int] = ()) -> list[Growing]:
+        """The call sites that grow, most bytes grown first. `without`: numbers of stacks that are left out."""
+        count = len(self.at_ns)
+        first = int(count * _WARMING_UP)
+        found = []
+        for stack, at in self._blocks.items():
+            blocks = np.array([at.get(number, 0) for number in range(count)])
+            steps = np.diff(blocks[first:])
+            if stack in without or steps.size < 4 or (steps < 0).any() or (steps > 0).mean() < _LEAST_STEPS:
+                continue
+            curve = tuple(self._bytes[stack].get(number, 0) for number in range(count))
+            grown = curve[-1] - curve[first]
+            seconds = (self.at_ns[-1] - self.at_ns[first]) / 1e9
+            found.append(
+                Growing(
+                    names.stack(stack), curve, int(blocks[-1]), curve[-1], grown, grown / seconds if seconds else 0.0
+                )
+            )
+        return sorted(found, key=lambda each: -each.grown_bytes)
+
+
+def evenly(start_ns: int, end_ns: int, count: int = MOMENTS) -> list[int]:
+    """`count` moments from `start_ns` to `end_ns`."""
+    return [int(at) for at in np.linspace(start_ns, end_ns, count)]
