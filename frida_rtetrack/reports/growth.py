@@ -14,7 +14,7 @@ MOMENTS = 41
 """At which the live blocks are looked at, evenly over the run."""
 _WARMING_UP = 0.25
 """The part of the run that is left out of the judgement: a program allocates while it starts."""
-_LEAST_STEPS = 0.5
+_LEAST_STEPS = 1 / 3
 """In how many of the steps there must be more than before."""
 
 
