@@ -14,6 +14,8 @@ from typing import Any
 import click
 
 from frida_rtetrack.commands import reports
+from frida_rtetrack.commands.export import export
+from frida_rtetrack.commands.flamegraph import flamegraph
 from frida_rtetrack.commands.prompt import Prompt
 from frida_rtetrack.commands.terminal import ProgramTerminal
 from frida_rtetrack.errors import BadUsage, NotLive, RtetrackError
@@ -106,7 +108,7 @@ def attach(targets: tuple[str, ...], duration: float | None, **options: Any) -> 
     sys.exit(run.attach(targets, duration))
 
 
-for report in reports.COMMANDS:
+for report in (*reports.COMMANDS, export, flamegraph):
     cli.add_command(report)
 
 

@@ -49,7 +49,7 @@ def _tell(lines: Iterable[str], document: Callable[[], dict[str, Any]], *, as_js
             file.write(told.encode(errors="surrogateescape"))
 
 
-def _say_what_is_missing(recording: Recording) -> None:
+def say_what_is_missing(recording: Recording) -> None:
     """On standard error: a report is of what there is."""
     if recording.damage is not None:
         streams.write(sys.stderr, visible(f"rtetrack-frida: {recording.path} is damaged. {recording.damage}") + "\n")
@@ -69,7 +69,7 @@ def show_summary(*, recording: Path, when: When, limit: int, as_json: bool, outp
     with Recording(recording) as opened:
         found = when.replay(opened).summary()
         _tell(text.summary(found), found.as_json, as_json=as_json, output=output)
-        _say_what_is_missing(opened)
+        say_what_is_missing(opened)
 
 
 @click.command("table")
@@ -95,7 +95,7 @@ def show_table(
 
         lines = [recorded.moment(moment), *recorded.table(sites, total, limit)]
         _tell(lines, document, as_json=as_json, output=output)
-        _say_what_is_missing(opened)
+        say_what_is_missing(opened)
 
 
 @click.command("tree")
@@ -121,7 +121,7 @@ def show_tree(
         root = tree(profile(moment.rows, moment.names))
         lines = [recorded.moment(moment), *recorded.tree(root, least_share=min_share / 100)]
         _tell(lines, lambda: {**_moment_json(moment), "tree": _node_json(root)}, as_json=as_json, output=output)
-        _say_what_is_missing(opened)
+        say_what_is_missing(opened)
 
 
 @click.command("leaks")
@@ -164,7 +164,7 @@ def show_leaks(*, recording: Path, filters: Filters, limit: int, as_json: bool, 
             lines += text.leaks(left)
         lines += [*recorded.growing(growing, limit), *recorded.held(sites, limit)]
         _tell(lines, document, as_json=as_json, output=output)
-        _say_what_is_missing(opened)
+        say_what_is_missing(opened)
 
 
 @click.command("stats")
@@ -178,7 +178,7 @@ def show_stats(*, recording: Path, limit: int, as_json: bool, output: Path | Non
             counter.add(events, times)
         found = counter.usage(Replay(opened).names)
         _tell(recorded.usage(found, limit), lambda: dataclasses.asdict(found), as_json=as_json, output=output)
-        _say_what_is_missing(opened)
+        say_what_is_missing(opened)
 
 
 @click.command("diff")
@@ -242,7 +242,7 @@ def show_diff(
             output=output,
         )
         for opened in dict.fromkeys((first, second)):
-            _say_what_is_missing(opened)
+            say_what_is_missing(opened)
 
 
 def _profile(opened: Recording, when: When, filters: Filters) -> Profile:

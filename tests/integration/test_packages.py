@@ -7,10 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 from tracked import Runner
+
+from frida_rtetrack.reporters.page.document import SCRIPTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
@@ -81,6 +84,8 @@ def test_a_wheel_brings_the_compiled_engine_to_a_machine_without_a_compiler(
     assert run.returncode == 0, run.stderr
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name.endswith("-linux_x86_64.whl") and "-py3-none-" in wheel.name
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if "/reporters/page/" in name}
+    assert {name.rpartition("/")[2] for name in packed} >= {"page.html", "page.css", *SCRIPTS}
     environment = install(wheel, tmp_path / "installed", without_compiler)
     summary = tracked_with(environment, tmp_path / "installed", runner)
     assert str(summary["compiler"]).startswith("gcc ")

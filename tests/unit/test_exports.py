@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,8 @@ def test_a_pprof_profile_adds_up_and_each_number_in_it_stands_for_something(now:
 @pytest.mark.skipif(shutil.which("go") is None, reason="Go is not installed (Debian: golang-go)")
 def test_go_tool_pprof_opens_it_and_shows_the_same_sums(tmp_path: Path) -> None:
     path = tmp_path / "live.pb.gz"
-    path.write_bytes(written(pprof.write, moment(LIVE, NAMES)))
+    largest_in_a_library = {3: NAMES.stacks[2], 2: NAMES.stacks[3], 1: NAMES.stacks[1]}
+    path.write_bytes(written(pprof.write, moment(LIVE, replace(NAMES, stacks=largest_in_a_library))))
     environment = os.environ | {"HOME": str(tmp_path), "PPROF_TMPDIR": str(tmp_path)}
 
     def ask(*options: str) -> str:
@@ -176,6 +178,7 @@ def test_go_tool_pprof_opens_it_and_shows_the_same_sums(tmp_path: Path) -> None:
         return run.stdout
 
     top = ask("-top", "-unit=bytes")
+    assert top.startswith("File: app\n")
     assert "Type: inuse_space" in top and "4824B total" in top and "flow;create" in top and "(no stack)" in top
     assert "5 total" in ask("-top", "-sample_index=inuse_objects")
     tags = ask("-tags", "-unit=bytes")

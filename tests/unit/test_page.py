@@ -19,7 +19,7 @@ from made_up import HOSTILE, SECOND, START, MadeUpNames, frame, moment, moments,
 
 from frida_rtetrack.reporters.page import contents as page_contents
 from frida_rtetrack.reporters.page import document
-from frida_rtetrack.reporters.page.contents import Leak, Page, contents
+from frida_rtetrack.reporters.page.contents import Base, Leak, Page, contents
 from frida_rtetrack.reports.history import Held, History, Site, by_site, history
 from frida_rtetrack.reports.moment import Moment
 from frida_rtetrack.reports.summary import CallSite
@@ -70,7 +70,7 @@ def written(page: Page) -> str:
 @given(st.lists(moments(), min_size=1, max_size=5), st.one_of(st.none(), moments()))
 def test_what_the_page_holds_adds_up_at_every_moment(at_moments: list[Moment], base: Moment | None) -> None:
     over_time = history((float(number), each.rows) for number, each in enumerate(at_moments))
-    before = None if base is None else by_site(base.rows)
+    before = None if base is None else Base(by_site(base.rows), base.names, "before")
     last = at_moments[-1]
     held = contents(Page(last.run, 5.0, over_time, last.names, base=before))
     assert len({len(held["sites"][name]) for name in ("stack", "type", "thread", "changes")}) == 1
@@ -304,13 +304,27 @@ def test_leaks_and_bad_frees_are_shown_with_their_stacks_and_equal_ones_once(sho
 
 @in_a_browser
 def test_a_comparison_shows_what_grew_and_shrank_in_two_colours(shown: Any) -> None:
-    page = a_page(history=history([(10.0, at(10))]), base=by_site(at(2)), base_title="run A")
+    page = a_page(history=history([(10.0, at(10))]), base=Base(by_site(at(2)), moment(rows(), NAMES).names, "run A"))
     browser = shown(page)
     assert browser.text("#flame-title") == "Grew since run A: 1,600 bytes; shrank: 2,000 bytes"
     assert "main" in browser.texts(f"{BOXES}.grew-3") and "worker_main" in browser.texts(f"{BOXES}.shrank-3")
     assert browser.evaluate("document.querySelector('#time').hidden")
     browser.choose("#mode", "live")
     assert browser.text("#flame-title") == "Live: 6,000 bytes in 21 blocks"
+
+
+def test_two_runs_are_compared_by_what_their_call_sites_are_called() -> None:
+    """Numbers, addresses, lines and thread ids are others in another run, or in another build."""
+    of_base = MadeUpNames(
+        {7: Stack((frame("port_init", line=99, file="/b.c", offset=5), frame("main", offset=9)), None), 8: stack("gone", "main")},
+        {4: "rx queue", 5: "flow"},
+        {3: Thread(1, 2, "app")},
+    )  # fmt: skip
+    before = rows({"size_bytes": 5000, "stack": 7, "label": 4, "thread": 3}, {"stack": 8, "label": 5, "thread": 3})
+    base = Base(by_site(before), moment(before, of_base).names, "the other")
+    held = contents(a_page(history=history([(0.0, rows(*PORTS))]), base=base))
+    assert held["sites"]["changes"] == [[0, 1, 4000], []]
+    assert held["sites"]["base"] == [[1, 5000], [1, 64]]
 
 
 @in_a_browser
@@ -330,7 +344,6 @@ def test_names_of_any_kind_stay_text(shown: Any) -> None:
         leaks=[leak],
         marks=[(0.5, evil)],
         notes=[evil],
-        base_title=evil,
     )
     browser = shown(page)
     for group in ("type", "thread"):

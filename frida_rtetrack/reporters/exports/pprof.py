@@ -7,6 +7,7 @@ Only the fields that are needed are written, by the few lines of the wire format
 from __future__ import annotations
 
 import gzip
+import os
 from collections.abc import Iterable, Sequence
 from typing import BinaryIO
 
@@ -47,7 +48,7 @@ class _Document:
             *(_message(4, self._location(number, frames)) for frames, number in self._locations.items()),
             *(
                 _message(3, self._mapping(number, path, base, limit))
-                for (path, base), (number, limit) in self._mappings.items()
+                for (path, base), (number, limit) in sorted(self._mappings.items(), key=self._is_library)
             ),
             *(_message(5, self._function(number, *key)) for key, number in self._functions.items()),
             _number(9, round(run.start.wall.timestamp() * 1e9)),
@@ -58,6 +59,11 @@ class _Document:
             _number(14, self._string("inuse_space")),
         ]
         return b"".join(parts + [_message(6, text.encode()) for text in self._strings])
+
+    def _is_library(self, mapping: tuple[tuple[str, int], list[int]]) -> bool:
+        """The program itself is to be the first mapping."""
+        argv = self._moment.run.argv
+        return not argv or os.path.basename(mapping[0][0]) != os.path.basename(argv[0])
 
     def _string(self, text: str) -> int:
         return self._strings.setdefault(printable(text), len(self._strings))

@@ -32,6 +32,15 @@ class Leak:
 
 
 @dataclass(frozen=True, slots=True)
+class Base:
+    """What is compared with, of this run or of another one; `names` has what its own numbers stand for."""
+
+    held: dict[Site, Held]
+    names: Names
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """What is to be shown. `names` has what the numbers in `history` and `base` stand for."""
 
@@ -40,9 +49,8 @@ class Page:
     """How long the run, or the recording, was."""
     history: History
     names: Names
-    base: dict[Site, Held] | None = None
-    """What is compared with: the page shows first what grew and shrank since."""
-    base_title: str = ""
+    base: Base | None = None
+    """The page shows first what grew and shrank since."""
     chosen: int = -1
     """Index of the moment that is shown first."""
     marks: Sequence[tuple[float, str]] = ()
@@ -67,7 +75,7 @@ def leaks_of(found: LostReport) -> list[Leak]:
 
 def contents(page: Page) -> dict[str, Any]:
     """The JSON object."""
-    tables = _Tables(page.names)
+    tables = _Tables()
     run = page.run
     sites = _sites(page, tables)
     leaks = [_leak(leak, tables) for leak in page.leaks[:LEAKS_AT_MOST]]
@@ -85,7 +93,7 @@ def contents(page: Page) -> dict[str, Any]:
         "chosen": page.chosen % max(len(page.history.seconds), 1),
         "marks": [[seconds, printable(what)] for seconds, what in page.marks],
         "notes": [printable(note) for note in page.notes],
-        "base_title": printable(page.base_title),
+        "base_title": "" if page.base is None else printable(page.base.title),
         "sites": sites,
         "leaks": leaks,
         "leaks_not_shown": max(len(page.leaks) - LEAKS_AT_MOST, 0),
@@ -111,8 +119,7 @@ class _Table:
 class _Tables:
     """The names of the page."""
 
-    def __init__(self, names: Names) -> None:
-        self._names = names
+    def __init__(self) -> None:
         self._modules, self._files, self._functions = _Table(), _Table(), _Table()
         self._frames, self._stacks, self._types, self._threads = _Table(), _Table(), _Table(), _Table()
 
@@ -137,15 +144,13 @@ class _Tables:
     def stack_of_one(self, name: str) -> int:
         return self._stacks.number((self._nameless(name),))
 
-    def stack_by_number(self, number: int) -> int:
-        return self.stack(self._names.stack(number))
+    def site(self, site: Site, names: Names) -> tuple[int, int, int]:
+        """The numbers of its stack, type and thread; -1 for a thread that is not known."""
+        thread = -1 if site.thread == NO_THREAD else self._threads.number(_thread(names.thread(site.thread)))
+        return self.stack(names.stack(site.stack)), self.type(names.label_text(site.type)), thread
 
-    def type(self, number: int) -> int:
-        return self._types.number(printable(self._names.label_text(number)))
-
-    def thread(self, number: int) -> int:
-        """-1 where it is not known."""
-        return -1 if number == NO_THREAD else self._threads.number(_thread(self._names.thread(number)))
+    def type(self, name: str) -> int:
+        return self._types.number(printable(name))
 
     def _frame(self, frame: Frame) -> int:
         """A frame is [function, file or -1, line or 0]; a function is [name, module or -1]."""
@@ -165,40 +170,65 @@ def _thread(thread: Thread) -> str:
 Changes = list[tuple[int, Held]]
 
 
+@dataclass(slots=True)
+class _Row:
+    """A site as the page has it; together with others that read the same, where two runs are compared."""
+
+    site: Site
+    names: Names
+    parts: list[Changes]
+    base: Held = NOTHING
+
+    def most_bytes(self) -> int:
+        return max(
+            [sum(max((held.size_bytes for _, held in part), default=0) for part in self.parts), self.base.size_bytes]
+        )
+
+
+def _rows(page: Page) -> list[_Row]:
+    """The sites, the largest first. Those of the base are the same where their functions, type and thread's name are."""
+    rows = [_Row(site, page.names, [changes]) for site, changes in page.history.changes.items()]
+    if page.base is not None:
+        alike: dict[Hashable, _Row] = {}
+        for row in rows:
+            first = alike.setdefault(_reading(row.site, row.names), row)
+            if first is not row:
+                first.parts += row.parts
+        for site, held in page.base.held.items():
+            row = alike.setdefault(_reading(site, page.base.names), _Row(site, page.base.names, []))
+            row.base += held
+        rows = list(alike.values())
+    return sorted(rows, key=lambda row: (-row.most_bytes(), row.site))
+
+
+def _reading(site: Site, names: Names) -> Hashable:
+    stack = names.stack(site.stack)
+    functions = () if stack is None else tuple(frame_name(frame) for frame in stack.frames)
+    thread = "" if site.thread == NO_THREAD else names.thread(site.thread).name
+    return functions, names.label_text(site.type), thread
+
+
 def _sites(page: Page, tables: _Tables) -> dict[str, Any]:
     """Columns, an entry a site. `changes`: [moments since the last change, more blocks, more bytes, ...]."""
-    base = page.base or {}
-    history = page.history.changes
-
-    def most(site: Site) -> int:
-        return max([held.size_bytes for _, held in history.get(site, ())] + [base.get(site, NOTHING).size_bytes])
-
-    sites = sorted(history.keys() | base.keys(), key=lambda site: (-most(site), site))
-    shown, folded = sites[:SITES_AT_MOST], sites[SITES_AT_MOST:]
-    rows: list[tuple[int, int, int, Changes, Held]] = [
-        (
-            tables.stack_by_number(site.stack),
-            tables.type(site.type),
-            tables.thread(site.thread),
-            history.get(site, []),
-            base.get(site, NOTHING),
+    rows = _rows(page)
+    shown = [(tables.site(row.site, row.names), row.parts, row.base) for row in rows[:SITES_AT_MOST]]
+    folded: dict[str, list[_Row]] = {}
+    for row in rows[SITES_AT_MOST:]:
+        folded.setdefault(row.names.label_text(row.site.type), []).append(row)
+    others = f"({max(len(rows) - SITES_AT_MOST, 0):,} smaller call sites)"
+    for name, same in folded.items():
+        parts = [part for row in same for part in row.parts]
+        shown.append(
+            ((tables.stack_of_one(others), tables.type(name), -1), parts, sum((row.base for row in same), NOTHING))
         )
-        for site in shown
-    ]
-    if folded:
-        others = tables.stack_of_one(f"({len(folded):,} smaller call sites)")
-        for number in sorted({site.type for site in folded}):
-            same = [site for site in folded if site.type == number]
-            before = sum((base.get(site, NOTHING) for site in same), NOTHING)
-            rows.append((others, tables.type(number), -1, _together([history.get(site, []) for site in same]), before))
     found: dict[str, Any] = {
-        "stack": [row[0] for row in rows],
-        "type": [row[1] for row in rows],
-        "thread": [row[2] for row in rows],
-        "changes": [_deltas(row[3]) for row in rows],
+        "stack": [stack for (stack, _, _), _, _ in shown],
+        "type": [number for (_, number, _), _, _ in shown],
+        "thread": [thread for (_, _, thread), _, _ in shown],
+        "changes": [_deltas(parts[0] if len(parts) == 1 else _together(parts)) for _, parts, _ in shown],
     }
     if page.base is not None:
-        found["base"] = [[row[4].blocks, row[4].size_bytes] for row in rows]
+        found["base"] = [[base.blocks, base.size_bytes] for _, _, base in shown]
     return found
 
 

@@ -53,10 +53,14 @@ function drawTimeline() {
     tick.style.left = `${(100 * i) / (ticks - 1)}%`;
     timeline.append(tick);
   }
+  let before = -Infinity, row = 0;
   for (const [seconds, text] of data.marks) {
     const place = Math.min(Math.max(across(seconds), 0), 100);
+    row = place - before < 16 ? (row + 1) % 4 : 0;
+    before = place;
     const mark = element("div", { class: place > 70 ? "mark late" : "mark" }, element("span", null, text));
     mark.style.left = `${place}%`;
+    mark.firstChild.style.top = `${20 + 18 * row}px`;
     timeline.append(mark);
   }
   const range = element("div", { class: "range" });

@@ -1,0 +1,140 @@
+"""`rtetrack-frida flamegraph`: the page of a recording."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+
+from frida_rtetrack.commands.moments import When, filter_options, moment_options, recording_argument
+from frida_rtetrack.commands.reports import say_what_is_missing
+from frida_rtetrack.recording.reader import Recording
+from frida_rtetrack.recording.replay import Replay
+from frida_rtetrack.reporters import streams, text
+from frida_rtetrack.reporters.outfile import whole
+from frida_rtetrack.reporters.page import document
+from frida_rtetrack.reporters.page.contents import Base, Page, leaks_at_cleanup
+from frida_rtetrack.reports.history import History, by_site
+from frida_rtetrack.reports.moment import Filters, Moment
+from frida_rtetrack.stream.events import Kind, Mark
+
+MOMENTS = 100
+MARKS = {
+    Mark.EAL_INIT_ENDED: "rte_eal_init returned",
+    Mark.EAL_CLEANUP_STARTED: "rte_eal_cleanup",
+    Mark.SIGNAL: "SIGRTMIN",
+    Mark.PAUSED: "paused",
+    Mark.RESUMED: "resumed",
+}
+MARKS_AT_MOST = 20
+
+
+@click.command()
+@recording_argument
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="OUT", help="The page (default: FILE.html beside it)."
+)
+@click.option("--force", is_flag=True, help="Replace the file that is there.")
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Another recording: show what grew and shrank since.",
+)
+@click.option(
+    "--moments",
+    type=click.IntRange(1, 1000),
+    default=MOMENTS,
+    show_default=True,
+    metavar="N",
+    help="At how many moments the page knows what was live.",
+)
+@moment_options
+@filter_options
+def flamegraph(
+    recording: Path, output: Path | None, force: bool, base: Path | None, moments: int, when: When, filters: Filters
+) -> None:
+    """Write one HTML page of the recording FILE: flame graph, time line, call sites, leaks, bad frees.
+
+    It opens in any browser, without a network. The options choose the moment that it shows first, and its blocks.
+    """
+    output = output or recording.with_name(f"{recording.name}.html")
+    with Recording(recording) as opened:
+        with whole(output, force=force) as file, contextlib.ExitStack() as stack:
+            other = None if base is None else stack.enter_context(Recording(base))
+            compared = None if other is None else _base(other, when, filters)
+            document.write(page(opened, when, filters, moments, compared), file)
+            if other is not None:
+                say_what_is_missing(other)
+        streams.write(sys.stderr, f"rtetrack-frida: the page is {output}\n")
+        say_what_is_missing(opened)
+
+
+def _base(other: Recording, when: When, filters: Filters) -> Base:
+    _, moment = when.moment(other)
+    return Base(by_site(moment.only(filters).rows), moment.names, other.path.name)
+
+
+def page(recording: Recording, when: When, filters: Filters, count: int = MOMENTS, base: Base | None = None) -> Page:
+    """The page of `recording`, with what was live at `count` moments, at the peak and at the one that was chosen."""
+    complete = Replay(recording).run()
+    chosen = when.moment(recording)[1] if when != When() else complete.moment()
+    found = complete.summary()
+    start, end = complete.start, complete.now_ns
+    peak = complete.heap.map.peak
+    marks = _marks(recording)
+    at_ns = chosen.at_ns
+    if when.at_cleanup:
+        at_ns = next((at for kind, at in marks if kind is Mark.EAL_CLEANUP_STARTED), at_ns)
+    stops = {int(at) for at in np.linspace(start.monotonic_ns, end, count)} if count > 1 else {end}
+    stops |= {at_ns} | ({peak.timestamp_ns} if peak.bytes else set())
+    history = _history(recording, sorted(stops), filters, {at_ns: chosen})
+    return Page(
+        run=chosen.run,
+        seconds=start.seconds_until(end),
+        history=history,
+        names=complete.names,
+        base=base,
+        chosen=sorted(stops).index(at_ns),
+        marks=[(start.seconds_until(at), MARKS[kind]) for kind, at in marks[:MARKS_AT_MOST]],
+        leaks=leaks_at_cleanup(found.leaks),
+        bad_frees=found.bad_frees,
+        bad_frees_not_kept=found.bad_frees_not_kept,
+        notes=_notes(recording, found.lost),
+    )
+
+
+def _history(recording: Recording, stops: list[int], filters: Filters, known: dict[int, Moment]) -> History:
+    """What was live at `stops`; at those that are `known` just that: it is exact to the event, a time may not be."""
+    history, replay, left = History(), Replay(recording), list(stops)
+
+    def take() -> None:
+        at = left.pop(0)
+        moment = known[at] if at in known else replay.moment()
+        history.add(replay.start.seconds_until(at), filters.apply(moment.rows, moment.names, at))
+
+    replay.run(stops_ns=stops, on_stop=take)
+    return history
+
+
+def _marks(recording: Recording) -> list[tuple[Mark, int]]:
+    """What the time line names, with its time in monotonic ns."""
+    found: list[tuple[Mark, int]] = []
+    for _, events, times in recording.chunks():
+        chosen = np.flatnonzero((events["kind"] == Kind.MARK) & np.isin(events["api"], list(MARKS)))
+        found += [(Mark(int(events["api"][place])), int(times[place])) for place in chosen]
+    return found
+
+
+def _notes(recording: Recording, lost: int) -> list[str]:
+    notes = []
+    if not recording.about.ended:
+        notes.append("The recording ended early: what happened after its last second is not in it.")
+    if recording.damage is not None:
+        notes.append(recording.damage)
+    if lost:
+        notes.append(f"{text.count(lost, 'event')} were lost: the figures are not exact.")
+    return notes
