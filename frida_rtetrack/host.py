@@ -252,6 +252,10 @@ class Host:
         """Sends a signal to the target, or to what it executed if it is gone. Raises NotLive where nothing is left."""
         self._group.signal_first(number)
 
+    def let_run(self) -> None:
+        """Lets the target, and what it executed, run if it is stopped: so it hears of a signal that was sent."""
+        self._group.let_run()
+
     def close(self) -> None:
         """Detaches if that was not done, and gives everything back. What was recorded can still be asked for."""
         self.detach()

@@ -6,6 +6,8 @@ import contextlib
 import os
 import signal
 import sys
+import termios
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -16,6 +18,7 @@ import click
 from frida_rtetrack.commands import reports
 from frida_rtetrack.commands.export import export
 from frida_rtetrack.commands.flamegraph import flamegraph
+from frida_rtetrack.commands.leaving import ENDING, SignalWatch
 from frida_rtetrack.commands.prompt import Prompt
 from frida_rtetrack.commands.terminal import ProgramTerminal
 from frida_rtetrack.errors import BadUsage, NotLive, RtetrackError
@@ -26,9 +29,13 @@ from frida_rtetrack.reporters.console import ConsoleReporter, print_help_of
 from frida_rtetrack.reports.gate import Gate, read_suppressions, suppressions_for
 from frida_rtetrack.reports.summary import Summary
 from frida_rtetrack.target.engine import native_compiler
+from frida_rtetrack.target.launch import end_held
+from frida_rtetrack.target.target import Ending
 
 EXIT_TOOL_FAILED = 125
 """As env(1) and timeout(1) do: not a status that a program is likely to have of its own."""
+ARRIVING_SECONDS, LEAVING_SECONDS, LAST_WORDS_SECONDS = 1.0, 1.5, 0.4
+"""From a signal to the moment when what goes on is given up: while coming, while leaving; and to say what is known then."""
 
 
 def _tracking_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -142,8 +149,13 @@ class _Run:
         self._reporter = ConsoleReporter(quiet=quiet)
         self._quiet = quiet
         self._with_prompt = not no_repl and sys.stdin.isatty() and sys.stdout.isatty()
-        self._interrupts = 0
+        self._asked_to_end = 0
         self._spawned = False
+        self._running = False
+        """A program that was spawned has begun."""
+        self._status: int | None = None
+        """The exit status, once everything is told and written."""
+        self._tty = _tty_attributes()
         self._host: Host | None = None
         self._early_signals: list[int] = []
         if summary_path is not None:
@@ -166,27 +178,23 @@ class _Run:
             if terminal is not None:
                 terminal.start()
             self._host.resume()
+            self._running = True
             self._take_early_signals()
             self._stay(None, terminal)
             ending = self._host.wait_for_exit()
             if terminal is not None:
                 terminal.close()
             failed = self._conclude(self._host)
-        if failed is not None:
-            return failed
-        if ending.exit_status is not None:
-            return ending.exit_status
-        if ending.signal is not None:
-            return 128 + ending.signal
-        return 0 if ending.why == "detached" else EXIT_TOOL_FAILED
+            self._status = _status_of(ending) if failed is None else failed
+        return self._status
 
     def attach(self, targets: tuple[str, ...], duration: float | None) -> int:
         with self._signals(), Host.attach(targets, self._options, self._reporter) as self._host:
             self._take_early_signals()
             self._stay(duration, None)
             self._host.detach()
-            failed = self._conclude(self._host)
-        return 0 if failed is None else failed
+            self._status = self._conclude(self._host) or 0
+        return self._status
 
     def _stay(self, duration: float | None, terminal: ProgramTerminal | None) -> None:
         assert self._host is not None
@@ -203,15 +211,22 @@ class _Run:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        taken = (signal.SIGRTMIN, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before = {number: signal.signal(number, self._on_signal) for number in taken}
+        watch = SignalWatch(self._patience, self._give_up)
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            if number in ENDING:
+                watch.note(number)
+            self._on_signal(number)
+
+        before = {number: signal.signal(number, on_signal) for number in (signal.SIGRTMIN, *ENDING)}
         try:
             yield
         finally:
+            watch.stop()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _on_signal(self, number: int, frame: FrameType | None = None) -> None:
+    def _on_signal(self, number: int) -> None:
         host = self._host
         if host is None:  # still being spawned or attached to
             self._early_signals.append(number)
@@ -221,11 +236,13 @@ class _Run:
                 host.dump_soon("SIGRTMIN to rtetrack-frida")
             elif not self._spawned:
                 host.leave()
-            elif number != signal.SIGINT:
-                host.send_signal(number)
             else:
-                self._interrupts += 1
-                host.interrupt() if self._interrupts == 1 else host.kill()
+                self._asked_to_end += 1
+                if self._asked_to_end > 1:
+                    host.kill()
+                else:
+                    host.interrupt() if number == signal.SIGINT else host.send_signal(number)
+                    host.let_run()
         except NotLive:  # nothing of ours is left; what a launcher left behind is not waited for any longer
             host.leave()
 
@@ -233,6 +250,41 @@ class _Run:
         """Does what signals asked for that came before there was a host."""
         for number in self._early_signals:
             self._on_signal(number)
+
+    def _patience(self, signals: int) -> float | None:
+        """How long to wait after so many signals before giving up. A program that was spawned may take its time to end."""
+        if self._running:
+            return (None, None, LEAVING_SECONDS, 0.0)[min(signals, 3)]
+        if signals > 1:
+            return 0.0
+        return ARRIVING_SECONDS if self._host is None else LEAVING_SECONDS
+
+    def _give_up(self, number: int) -> None:
+        """Ends at once, by a thread: what waits for Frida or for the program is not to be woken."""
+        last_words = threading.Thread(target=self._say_last_words, daemon=True)
+        last_words.start()
+        last_words.join(LAST_WORDS_SECONDS)
+        os._exit(128 + number if self._status is None else self._status)
+
+    def _say_last_words(self) -> None:
+        end_held()
+        if self._tty is not None:
+            with contextlib.suppress(termios.error):
+                termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, self._tty)
+        if self._status is not None:
+            return
+        if self._host is None:
+            self._reporter.problem("Left before the tracking began; what has come into the program leaves by itself.")
+            return
+        if not self._spawned:
+            self._reporter.problem(
+                "The program did not let go in time: what is in it leaves by itself. This is what was read until now."
+            )
+        found = self._host.summary()
+        if self._summary_path is not None:
+            json_file.write(self._summary_path, found)
+        if not self._quiet:
+            self._reporter.say(*text.summary(found))
 
     def _conclude(self, host: Host) -> int | None:
         """Tells and writes what was found. Returns the exit status where that is an error, not the program's own."""
@@ -274,6 +326,23 @@ class _Run:
             return None
         self._reporter.problem(f"Exit status {exit_status}: {' '.join(failures)}")
         return exit_status
+
+
+def _status_of(ending: Ending) -> int:
+    """What to end with where a program that was spawned ended so."""
+    if ending.exit_status is not None:
+        return ending.exit_status
+    if ending.signal is not None:
+        return 128 + ending.signal
+    return 0 if ending.why == "detached" else EXIT_TOOL_FAILED
+
+
+def _tty_attributes() -> list[Any] | None:
+    """How the terminal is set up that we read from, to put it back; None where it is none."""
+    try:
+        return termios.tcgetattr(sys.stdin.fileno())
+    except (termios.error, OSError, ValueError):
+        return None
 
 
 def main() -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 # Without the package's own __init__, which would load Frida and numpy: it is to begin at once.
 _BEGIN = """
-import importlib, sys, types
+import importlib, signal, sys, types
+for number in (signal.SIGINT, signal.SIGHUP):  # of a terminal, to all in it: a thread of a program may be in our hands
+    signal.signal(number, signal.SIG_IGN)
 for name, path in (("frida_rtetrack", sys.argv[1]), ("frida_rtetrack.target", sys.argv[1] + "/target")):
     module = types.ModuleType(name)
     module.__path__ = [path]

@@ -5,6 +5,7 @@ All of them write into one session memory, and have one DPDK heap. What they wri
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -15,7 +16,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from frida_rtetrack.errors import AgentFailed, LibraryNotFound, NoDpdk, NotLive, RtetrackError, TargetEnded
+from frida_rtetrack.errors import (
+    AgentFailed,
+    LibraryNotFound,
+    NoDpdk,
+    NoSuchProcess,
+    NotLive,
+    RtetrackError,
+    TargetEnded,
+)
 from frida_rtetrack.options import Options
 from frida_rtetrack.stream.events import SIZE_BITS, EventBatch, threads
 from frida_rtetrack.stream.ring import SessionMemory
@@ -270,6 +279,13 @@ class TargetGroup:
         for target in left:
             target.try_signal(number)
 
+    def let_run(self) -> None:
+        """Sends SIGCONT to what is stopped of the first target and of what it executed."""
+        for target in self.to_be_ended():
+            with contextlib.suppress(NoSuchProcess):
+                if process.state(target.pid) == "T":
+                    target.try_signal(signal.SIGCONT)
+
     def to_be_ended(self) -> list[Target]:
         """What is left of the target and of the programs that a spawned one executed (--follow-fork), each once."""
         candidates = [target for target in self.targets if target.ours or target is self.first]
@@ -280,6 +296,7 @@ class TargetGroup:
         deadline = time.monotonic() + patience_seconds
         try:
             self.signal_all(signal.SIGTERM)
+            self.let_run()
             for target in self.to_be_ended():
                 target.wait_gone(max(deadline - time.monotonic(), 0))
             self.signal_all(signal.SIGKILL)

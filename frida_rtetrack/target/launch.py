@@ -31,6 +31,17 @@ REAP_SECONDS = 5.0
 _GONE = (frida.ProcessNotFoundError, frida.InvalidArgumentError, frida.InvalidOperationError, frida.NotSupportedError)
 """What Frida calls it that a program it holds has ended: which one depends on how far it came."""
 
+_held: set[int] = set()
+"""Pids of programs that were started and not let run."""
+
+
+def end_held() -> None:
+    """Ends what was started and not let run, without waiting: it would begin, untracked, with this process's end."""
+    for pid in tuple(_held):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 # The keeper and, forked from it, what becomes the program. Signals that Python ignores are put back; the environment is
 # as it was given. Arguments: the descriptors (ready, go, status), 1 to take standard input as the controlling terminal,
 # 1 to become the parent of processes that the program leaves behind (prctl PR_SET_CHILD_SUBREAPER, 36), the path, the
@@ -100,6 +111,7 @@ class GatedProgram:
             frida.get_local_device().resume(self.pid)
         except _GONE:
             raise TargetEnded("The program ended before it was let run.") from None
+        _held.discard(self.pid)
         self.resumed = True
 
     def kill(self) -> None:
@@ -171,6 +183,7 @@ def launch(path: str, argv: Sequence[str], *, terminal: int | None = None, keep_
         pid = int(os.read(ready, 32) or b"0")
         if not pid:
             raise AgentFailed(f"The launcher of {path} did not start.")
+        _held.add(pid)
         gate = device.attach(pid, **HELD_OPTIONS)
         gate.enable_child_gating()
         os.write(go, b"g")
@@ -217,6 +230,7 @@ def _take_from_tracer(pid: int) -> bool:
 
 
 def _end(pid: int) -> None:
+    _held.discard(pid)
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + REAP_SECONDS

@@ -242,7 +242,7 @@ class Runner:
 
     def close(self) -> None:
         """Kills whatever is left of this test's processes."""
-        for pid in self._marked():
+        for pid in self.marked():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for process in self._processes:
@@ -250,7 +250,8 @@ class Runner:
             with contextlib.suppress(AssertionError):
                 process.wait(seconds=10)
 
-    def _marked(self) -> Iterator[int]:
+    def marked(self) -> Iterator[int]:
+        """The pids of this test's processes, however they came to be."""
         needle = f"{MARKER}={self._marker}".encode()
         for entry in os.listdir("/proc"):
             if not entry.isdecimal() or int(entry) == os.getpid():

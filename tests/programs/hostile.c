@@ -2,7 +2,7 @@
  * A tracked program that turns on its tracker: `hostile MODE STRANGER [fork]` finds the session memory in its own address
  * space and damages it, by MODE. Prints "ready", waits for a line, and "done" at its end. Before, it does what must be
  * reported all the same: ten blocks of type "good" that stay, and one that is freed twice. With `fork` a child of it does
- * the damage. STRANGER is the pid of a process that has nothing to do with it.
+ * the damage. `hostile unstoppable` cannot be come into until it has a line to read. STRANGER is the pid of a process that has nothing to do with it.
  */
 #include <dirent.h>
 #include <fcntl.h>
@@ -194,9 +194,24 @@ static void turn_on_it(const char *mode) {
     usleep(300000);
 }
 
+/* A thread in vfork stops for nobody until its child executes something or ends. */
+static int be_unstoppable(void) {
+    pid_t child;
+    printf("ready\n");
+    fflush(stdout);
+    child = vfork();
+    if (child == 0) {
+        char c;
+        _exit(read(0, &c, 1) < 0);
+    }
+    printf("done\n");
+    return 0;
+}
+
 int main(int argc, char **argv) {
     char line[16];
     pid_t child;
+    if (argc > 1 && strcmp(argv[1], "unstoppable") == 0) return be_unstoppable();
     if (argc < 3) return 64;
     stranger = (uint32_t) atoi(argv[2]);
     start_eal();
