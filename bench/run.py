@@ -48,6 +48,7 @@ def ways() -> dict[str, Way]:
         Way("native, no backtrace", (*TRACK, "--engine", "native", "--no-backtrace")),
         Way("native, allocations", (*TRACK, "--engine", "native", "--no-free-backtrace")),
         Way("native, both", (*TRACK, "--engine", "native")),
+        Way("native, both, recorded", (*TRACK, "--engine", "native", "-o", str(BUILD / "bench.rtrec"), "--force")),
         *(
             Way(f"{name} (TinyCC)", (*TRACK, "--engine", "native", *without), (("RTETRACK_COMPILER", "tinycc"),))
             for name, without in (
@@ -241,7 +242,7 @@ def real_program() -> list[dict[str, object]]:
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--seconds", default=2.0, show_default=True, help="Of a burst run; a sustained one takes 10.")
 @click.option("--sustained-seconds", default=10.0, show_default=True)
-@click.option("--only", type=click.Choice(["burst", "sustained", "steady", "host", "real"]), multiple=True)
+@click.option("--only", type=click.Choice(["burst", "sustained", "steady", "host", "recording", "real"]), multiple=True)
 @click.option("--blocks", default=1_000_000, show_default=True, help="Live blocks in the host's figures.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), default=BUILD / "bench.json", show_default=True)
 def main(
@@ -250,7 +251,7 @@ def main(
     """Measure what tracking costs."""
     build()
     rows: list[dict[str, object]] = []
-    wanted = only or ("burst", "sustained", "steady", "host", "real")
+    wanted = only or ("burst", "sustained", "steady", "host", "recording", "real")
     names = list(ways())
     if "burst" in wanted:
         for threads in (1, 2):
@@ -273,6 +274,12 @@ def main(
         rows += steady(rounds)
     if "host" in wanted:
         rows += host_figures(blocks)
+    if "recording" in wanted:
+        import recordings  # beside this file
+
+        for row in recordings.figures():
+            click.echo(json.dumps(row))
+            rows.append(row)
     if "real" in wanted:
         rows += real_program()
     json_path.write_text(json.dumps({"cpus": os.cpu_count(), "rows": rows}, indent=1) + "\n")

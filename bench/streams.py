@@ -55,14 +55,14 @@ def few_addresses() -> list[EventBatch]:
     return [events] * 160
 
 
-def churn(live: int) -> tuple[list[EventBatch], list[EventBatch]]:
-    """`live` blocks, of which a random one is freed and another one allocated; freed addresses are used again in turn."""
+def churn(live: int, count: int = 60) -> tuple[list[EventBatch], list[EventBatch]]:
+    """`live` blocks, of which a random one is freed and another one allocated; freed addresses are used again in turn. In `count` batches."""
     random = np.random.default_rng(1)
     addresses = HEAP + random.permutation(live + live // 5).astype(np.uint64) * BLOCK_BYTES
     occupied, free = addresses[:live].copy(), addresses[live:]
     pairs = min(BATCH_EVENTS // 2, live // 2)
     batches = []
-    for _ in range(60):
+    for _ in range(count):
         chosen = random.choice(live, pairs, replace=False)
         gone = occupied[chosen].copy()
         queue = np.concatenate((free, gone))

@@ -87,13 +87,14 @@ def show_table(
     with Recording(recording) as opened:
         _, moment = when.moment(opened)
         moment = moment.only(filters)
-        sites = summary.call_sites(moment.rows, moment.names, max(moment.rows.size, 1), by)
+        distinct = int(np.unique(moment.rows["stack"]).size)
+        sites = summary.call_sites(moment.rows, moment.names, max(distinct, 1) if as_json else limit, by)
         total = int(moment.rows["size_bytes"].sum())
 
         def document() -> dict[str, Any]:
             return {**_moment_json(moment), "call_sites": [summary.call_site_json(site) for site in sites]}
 
-        lines = [recorded.moment(moment), *recorded.table(sites, total, limit)]
+        lines = [recorded.moment(moment), *recorded.table(sites, total, distinct)]
         _tell(lines, document, as_json=as_json, output=output)
         say_what_is_missing(opened)
 

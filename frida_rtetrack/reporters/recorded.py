@@ -36,13 +36,13 @@ def own_frame(shown: Stack | None) -> Frame | None:
     return next(own, frames[0] if frames else None)
 
 
-def table(sites: Sequence[CallSite], total_bytes: int, limit: int) -> Iterator[str]:
-    """A line a call site: bytes, share, blocks, the largest, who allocated, of which type."""
+def table(sites: Sequence[CallSite], total_bytes: int, distinct: int) -> Iterator[str]:
+    """A line a call site: bytes, share, blocks, the largest, who allocated, of which type. `distinct`: how many there are."""
     if not sites:
         yield "Nothing is live."
         return
     yield f"{'bytes':>12} {'share':>6} {'blocks':>10} {'largest':>12}  allocated by"
-    for site in sites[:limit]:
+    for site in sites:
         own = own_frame(site.stack)
         where = "(no stack)" if own is None else frame_name(own)
         line = f":{own.line}" if own is not None and own.line else ""
@@ -50,8 +50,8 @@ def table(sites: Sequence[CallSite], total_bytes: int, limit: int) -> Iterator[s
             f"{size(site.size_bytes):>12} {share(site.size_bytes, total_bytes):>6} {site.blocks:>10,} "
             f"{size(site.largest_bytes):>12}  {where}{line}  [{', '.join(site.types)}]"
         )
-    if len(sites) > limit:
-        yield f"... and {count(len(sites) - limit, 'call site')} more (--limit)"
+    if distinct > len(sites):
+        yield f"... and {count(distinct - len(sites), 'call site')} more (--limit)"
 
 
 def share(part: int, total: int) -> str:
