@@ -16,12 +16,16 @@ from frida_rtetrack.recording.replay import Replay
 from frida_rtetrack.reporters import streams, text
 from frida_rtetrack.reporters.outfile import whole
 from frida_rtetrack.reporters.page import document
-from frida_rtetrack.reporters.page.contents import Base, Page, leaks_at_cleanup
+from frida_rtetrack.reporters.page.contents import Base, Page, leaks_at_cleanup, leaks_growing
+from frida_rtetrack.reports import growth
 from frida_rtetrack.reports.history import History, by_site
 from frida_rtetrack.reports.moment import Filters, Moment
 from frida_rtetrack.stream.events import Kind, Mark
 
 MOMENTS = 100
+FEWEST_MOMENTS = 10
+BLOCKS_IN_ALL = 10_000_000
+"""Live blocks that are looked at, all moments together, where nobody says at how many: some seconds."""
 MARKS = {
     Mark.EAL_INIT_ENDED: "rte_eal_init returned",
     Mark.EAL_CLEANUP_STARTED: "rte_eal_cleanup",
@@ -47,15 +51,19 @@ MARKS_AT_MOST = 20
 @click.option(
     "--moments",
     type=click.IntRange(1, 1000),
-    default=MOMENTS,
-    show_default=True,
     metavar="N",
-    help="At how many moments the page knows what was live.",
+    help=f"At how many moments the page knows what was live (default: {MOMENTS}, fewer where very much is).",
 )
 @moment_options
 @filter_options
 def flamegraph(
-    recording: Path, output: Path | None, force: bool, base: Path | None, moments: int, when: When, filters: Filters
+    recording: Path,
+    output: Path | None,
+    force: bool,
+    base: Path | None,
+    moments: int | None,
+    when: When,
+    filters: Filters,
 ) -> None:
     """Write one HTML page of the recording FILE: flame graph, time line, call sites, leaks, bad frees.
 
@@ -78,46 +86,64 @@ def _base(other: Recording, when: When, filters: Filters) -> Base:
     return Base(by_site(moment.only(filters).rows), moment.names, other.path.name)
 
 
-def page(recording: Recording, when: When, filters: Filters, count: int = MOMENTS, base: Base | None = None) -> Page:
+def page(
+    recording: Recording, when: When, filters: Filters, count: int | None = None, base: Base | None = None
+) -> Page:
     """The page of `recording`, with what was live at `count` moments, at the peak and at the one that was chosen."""
     complete = Replay(recording).run()
     chosen = when.moment(recording)[1] if when != When() else complete.moment()
-    found = complete.summary()
-    start, end = complete.start, complete.now_ns
-    peak = complete.heap.map.peak
-    marks = _marks(recording)
+    found, peak, marks = complete.summary(), complete.heap.map.peak, _marks(recording)
+    start = complete.start
+    last = max(recording.span_ns()[1], start.monotonic_ns)
     at_ns = chosen.at_ns
     if when.at_cleanup:
         at_ns = next((at for kind, at in marks if kind is Mark.EAL_CLEANUP_STARTED), at_ns)
-    stops = {int(at) for at in np.linspace(start.monotonic_ns, end, count)} if count > 1 else {end}
-    stops |= {at_ns} | ({peak.timestamp_ns} if peak.bytes else set())
-    history = _history(recording, sorted(stops), filters, {at_ns: chosen})
+    count = count or min(max(BLOCKS_IN_ALL // max(peak.blocks, 1), FEWEST_MOMENTS), MOMENTS)
+    wanted = {
+        at_ns,
+        last,
+        *growth.evenly(start.monotonic_ns, last, count),
+        *([peak.timestamp_ns] if peak.bytes else []),
+    }
+    history, curves = _history(recording, sorted(wanted), filters, {at_ns: chosen})
+    growing = [] if filters != Filters() else curves.growing(complete.names)
     return Page(
         run=chosen.run,
-        seconds=start.seconds_until(end),
+        seconds=start.seconds_until(last),
         history=history,
         names=complete.names,
         base=base,
-        chosen=sorted(stops).index(at_ns),
+        chosen=sorted(wanted).index(at_ns),
         marks=[(start.seconds_until(at), MARKS[kind]) for kind, at in marks[:MARKS_AT_MOST]],
-        leaks=leaks_at_cleanup(found.leaks),
+        leaks=[*leaks_at_cleanup(found.leaks), *leaks_growing(growing)],
         bad_frees=found.bad_frees,
         bad_frees_not_kept=found.bad_frees_not_kept,
         notes=_notes(recording, found.lost),
     )
 
 
-def _history(recording: Recording, stops: list[int], filters: Filters, known: dict[int, Moment]) -> History:
-    """What was live at `stops`; at those that are `known` just that: it is exact to the event, a time may not be."""
-    history, replay, left = History(), Replay(recording), list(stops)
+def _history(
+    recording: Recording, at_ns: list[int], filters: Filters, known: dict[int, Moment]
+) -> tuple[History, growth.Curves]:
+    """What was live at the moments `at_ns`, and the curves of the call sites at growth's own.
+
+    At moments that are `known` it is just that: it is exact to the event, a time may not be.
+    """
+    history, curves, replay = History(), growth.Curves(), Replay(recording)
+    of_curves = growth.evenly(*recording.span_ns())
+    stops = sorted({*at_ns, *of_curves})
+    left = list(stops)
 
     def take() -> None:
         at = left.pop(0)
-        moment = known[at] if at in known else replay.moment()
-        history.add(replay.start.seconds_until(at), filters.apply(moment.rows, moment.names, at))
+        if at in at_ns:
+            moment = known[at] if at in known else replay.moment()
+            history.add(replay.start.seconds_until(at), filters.apply(moment.rows, moment.names, at))
+        if at in of_curves:
+            curves.add(at, replay.heap.map.call_sites())
 
     replay.run(stops_ns=stops, on_stop=take)
-    return history
+    return history, curves
 
 
 def _marks(recording: Recording) -> list[tuple[Mark, int]]:

@@ -287,9 +287,17 @@ def bad_free() -> BadFreeReport:
 @in_a_browser
 def test_leaks_and_bad_frees_are_shown_with_their_stacks_and_equal_ones_once(shown: Any) -> None:
     leak = Leak("lost", CallSite(3, 192, 0, NAMES.stack(3), ("session",)))
-    browser = shown(a_page(leaks=[leak], bad_frees=[bad_free(), bad_free()], notes=["12 events were lost."]))
-    assert browser.text("#leaks-title") == "Leaks (192 bytes at 1 call sites)"
-    assert browser.text("#leaks summary") == "lost192 bytes in 3 blocks of type session, by session_open"
+    growing = Leak("growing", CallSite(9, 900, 0, NAMES.stack(2), ()), (0, 100, 900))
+    browser = shown(a_page(leaks=[leak, growing], bad_frees=[bad_free(), bad_free()], notes=["12 events were lost."]))
+    assert browser.text("#leaks-title") == "Leaks (2)"
+    assert browser.texts("#leaks summary") == [
+        "lost192 bytes in 3 blocks of type session, by session_open",
+        "growing900 bytes in 9 blocks, by flow_create",
+    ]
+    assert (
+        browser.evaluate("document.querySelector('#leaks svg').getAttribute('aria-label')")
+        == "from 0 bytes to 900 bytes"
+    )
     assert browser.text("#bad-title") == "Bad frees (2)"
     assert browser.texts("#bad-frees h3") == [
         "This free, rte_free by app (4711)",
@@ -299,7 +307,7 @@ def test_leaks_and_bad_frees_are_shown_with_their_stacks_and_equal_ones_once(sho
     assert browser.texts("#bad-frees ol")[1].startswith("session_free")
     assert browser.texts("#bad-frees p") == ["The block was already freed. At 1.00 s · 2 times with these stacks."]
     assert browser.texts("#notes li") == ["12 events were lost."]
-    assert browser.texts("nav a") == ["Flame graph", "Call sites", "Leaks (1)", "Bad frees (2)"]
+    assert browser.texts("nav a") == ["Flame graph", "Call sites", "Leaks (2)", "Bad frees (2)"]
 
 
 @in_a_browser

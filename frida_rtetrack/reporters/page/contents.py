@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from frida_rtetrack.reporters import text
+from frida_rtetrack.reports.growth import Growing
 from frida_rtetrack.reports.history import NO_THREAD, NOTHING, Held, History, Site
 from frida_rtetrack.reports.lost import LostReport
 from frida_rtetrack.reports.moment import Run
@@ -29,6 +30,8 @@ class Leak:
 
     kind: str
     site: CallSite
+    curve: tuple[int, ...] = ()
+    """Its live bytes at moments of the run, evenly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,11 @@ class Page:
 def leaks_at_cleanup(found: Leaks | None) -> list[Leak]:
     """What was live at rte_eal_cleanup."""
     return [] if found is None else [Leak("live at rte_eal_cleanup", site) for site in found.call_sites]
+
+
+def leaks_growing(found: Sequence[Growing]) -> list[Leak]:
+    """What only increases."""
+    return [Leak("growing", CallSite(each.blocks, each.size_bytes, 0, each.stack, ()), each.curve) for each in found]
 
 
 def leaks_of(found: LostReport) -> list[Leak]:
@@ -263,6 +271,7 @@ def _leak(leak: Leak, tables: _Tables) -> dict[str, Any]:
         "bytes": leak.site.size_bytes,
         "types": [printable(name) for name in leak.site.types],
         "stack": tables.stack(leak.site.stack),
+        "curve": list(leak.curve),
     }
 
 

@@ -90,16 +90,31 @@ function siteButton(site) {
   return [button];
 }
 
+/** A line of live bytes over the run, as high as its highest. */
+function curveOf(values) {
+  const svg = document.createElementNS(SVG, "svg");
+  const highest = Math.max(...values, 1);
+  const points = values.map((value, i) => `${(100 * i) / (values.length - 1)},${20 - (19 * value) / highest}`);
+  svg.setAttribute("viewBox", "0 0 100 20");
+  svg.setAttribute("class", "curve");
+  svg.setAttribute("role", "img");
+  svg.setAttribute("aria-label", `from ${size(values[0])} to ${size(values[values.length - 1])}`);
+  const line = document.createElementNS(SVG, "polyline");
+  line.setAttribute("points", points.join(" "));
+  svg.append(line);
+  return svg;
+}
+
 function drawLeaks() {
   if (!data.leaks.length) return;
-  const bytes = data.leaks.reduce((sum, leak) => sum + leak.bytes, 0);
   byId("leaks").hidden = false;
-  byId("leaks-title").textContent = `Leaks (${size(bytes)} at ${grouped(data.leaks.length)} call sites)`;
+  byId("leaks-title").textContent = `Leaks (${grouped(data.leaks.length)})`;
   for (const leak of data.leaks) {
     const frame = tellingFrame(leak.stack);
     byId("leak-list").append(element("details", null,
       element("summary", null, element("span", { class: "kind" }, leak.kind),
-        `${size(leak.bytes)} in ${count(leak.blocks)} of type ${leak.types.join(", ")}, by `, element("b", null, functionName(functionOf(frame)))),
+        `${size(leak.bytes)} in ${count(leak.blocks)}${leak.types.length ? ` of type ${leak.types.join(", ")}` : ""}, by `,
+        element("b", null, functionName(functionOf(frame))), ...(leak.curve.length > 1 ? [curveOf(leak.curve)] : [])),
       stackList(leak.stack)));
   }
   if (data.leaks_not_shown) byId("leak-list").append(element("p", null, `${grouped(data.leaks_not_shown)} smaller ones are not shown.`));
