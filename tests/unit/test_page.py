@@ -186,6 +186,9 @@ def test_a_search_highlights_and_counts_and_picks_the_rows_that_match(shown: Any
     browser.press("/")
     browser.press(*"nothing of that kind")
     assert browser.text("#matches") == "0 boxes match, 0.0 %"
+    browser.press("Escape", "/")
+    browser.press("o")
+    assert browser.text("#matches") == "3 boxes match, 100.0 %"  # one of them below another one
 
 
 @in_a_browser

@@ -32,6 +32,7 @@ def test_every_block_is_in_one_sample(now: Moment) -> None:
     assert [sample.size_bytes for sample in found.samples] == sorted(
         (s.size_bytes for s in found.samples), reverse=True
     )
+    assert sum(sample.blocks for sample in found.samples if sample.thread is None) == now.rows["baseline"].sum()
     for sample in found.samples:
         mine = now.rows[now.rows["stack"] == sample.stack]
         assert 0 < sample.blocks <= mine.size and sample.size_bytes <= sum(mine["size_bytes"].tolist())
