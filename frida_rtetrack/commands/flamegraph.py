@@ -92,9 +92,11 @@ def page(
     """The page of `recording`, with what was live at `count` moments, at the peak and at the one that was chosen."""
     complete = Replay(recording).run()
     chosen = when.moment(recording)[1] if when != When() else complete.moment()
-    found, peak, marks = complete.summary(), complete.heap.map.peak, _marks(recording)
+    found, peak = complete.summary(), complete.heap.map.peak
+    marks, first_ns = _marks(recording)
     start = complete.start
     last = max(recording.span_ns()[1], start.monotonic_ns)
+    first = start.monotonic_ns if first_ns is None else first_ns
     at_ns = chosen.at_ns
     if when.at_cleanup:
         at_ns = next((at for kind, at in marks if kind is Mark.EAL_CLEANUP_STARTED), at_ns)
@@ -102,7 +104,7 @@ def page(
     wanted = {
         at_ns,
         last,
-        *growth.evenly(start.monotonic_ns, last, count),
+        *growth.evenly(first, last, count),
         *([peak.timestamp_ns] if peak.bytes else []),
     }
     history, curves = _history(recording, sorted(wanted), filters, {at_ns: chosen})
@@ -146,13 +148,17 @@ def _history(
     return history, curves
 
 
-def _marks(recording: Recording) -> list[tuple[Mark, int]]:
-    """What the time line names, with its time in monotonic ns."""
+def _marks(recording: Recording) -> tuple[list[tuple[Mark, int]], int | None]:
+    """What the time line names, with its time in monotonic ns; and the time of the first event that is no mark."""
     found: list[tuple[Mark, int]] = []
+    first_ns = None
     for _, events, times in recording.chunks():
-        chosen = np.flatnonzero((events["kind"] == Kind.MARK) & np.isin(events["api"], list(MARKS)))
+        is_mark = events["kind"] == Kind.MARK
+        if first_ns is None and not is_mark.all():
+            first_ns = int(times[int(np.argmin(is_mark))])
+        chosen = np.flatnonzero(is_mark & np.isin(events["api"], list(MARKS)))
         found += [(Mark(int(events["api"][place])), int(times[place])) for place in chosen]
-    return found
+    return found, first_ns
 
 
 def _notes(recording: Recording, lost: int) -> list[str]:

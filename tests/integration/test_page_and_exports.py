@@ -20,8 +20,12 @@ import pyarrow.parquet
 import pytest
 from tracked import Runner
 
+from frida_rtetrack import Host
 from frida_rtetrack.commands.moments import When
 from frida_rtetrack.recording.reader import Recording
+from frida_rtetrack.reporters.exports import blocks, folded
+from frida_rtetrack.reporters.page.contents import contents, leaks_of, page_of
+from frida_rtetrack.reports.moment import Filters
 
 PAGE_AT_MOST = 500_000
 
@@ -76,8 +80,8 @@ def test_every_export_of_a_moment_adds_up_to_what_was_live(
         return report("export", testpmd, "--format", name, option).stdout.decode()
 
     stacks = [int(line.rpartition(" ")[2]) for line in exported("folded").splitlines()]
-    blocks = [int(line.rpartition(" ")[2]) for line in exported("folded-blocks").splitlines()]
-    assert (sum(blocks), sum(stacks)) == expected
+    counts = [int(line.rpartition(" ")[2]) for line in exported("folded-blocks").splitlines()]
+    assert (sum(counts), sum(stacks)) == expected
     document = json.loads(exported("speedscope"))
     assert [each["endValue"] for each in document["profiles"]] == [expected[1], expected[0]]
     lines = list(csv.DictReader(io.StringIO(exported("csv"))))
@@ -120,14 +124,14 @@ def test_the_page_is_small_and_its_moments_are_those_of_the_replay(testpmd: Path
 
 def chosen(page: dict[str, Any]) -> tuple[int, int]:
     """Blocks and bytes of the moment that the page shows first."""
-    blocks = size = 0
+    count = size = 0
     for changes in page["sites"]["changes"]:
         moment = 0
         for gap, more_blocks, more_bytes in zip(changes[::3], changes[1::3], changes[2::3], strict=True):
             moment += gap
             if moment <= page["chosen"]:
-                blocks, size = blocks + more_blocks, size + more_bytes
-    return blocks, size
+                count, size = count + more_blocks, size + more_bytes
+    return count, size
 
 
 def test_the_page_has_the_bad_frees_with_their_stacks_and_the_filters_pick_its_blocks(runner: Runner) -> None:
@@ -147,6 +151,44 @@ def test_the_page_has_the_bad_frees_with_their_stacks_and_the_filters_pick_its_b
     assert [sum(changes[1::3]) for changes in same["sites"]["changes"]] == [
         blocks for blocks, _ in same["sites"]["base"]
     ]
+
+
+def test_a_running_program_gives_the_same_page_and_exports(runner: Runner) -> None:
+    program = runner.start_ready("waiter")
+    with Host.attach(program.pid) as host:
+        for line, answer in (("leak 4321", "^leaked"), ("bad", "^freed twice$")):
+            program.ask(line, answer)
+        moment = host.moment()
+        stats = host.stats()
+        lost = leaks_of(host.leaks())
+        page = page_of(moment, leaks=lost, bad_frees=host.bad_frees)
+        assert (moment.rows.size, int(moment.rows["size_bytes"].sum())) == (stats.live_blocks, stats.live_bytes)
+        for write, values in ((blocks.write, "bytes"), (folded.write, "")):
+            file = io.BytesIO()
+            write(moment, file)
+            lines = file.getvalue().decode().splitlines()
+            sizes = (
+                [row[values] for row in csv.DictReader(lines)]
+                if values
+                else [line.rpartition(" ")[2] for line in lines]
+            )
+            assert sum(map(int, sizes)) == stats.live_bytes
+        shown = contents(page)
+        assert sum(changes[2] for changes in shown["sites"]["changes"]) == stats.live_bytes
+        assert 4321 in [leak["bytes"] for leak in shown["leaks"] if leak["kind"] == "lost"]
+        assert [bad["kind"] for bad in shown["bad_frees"]] == ["duplicate"]
+        assert (
+            moment.only(Filters(type="<baseline>")).rows.size + moment.only(Filters(thread="*")).rows.size
+            == stats.live_blocks
+        )
+
+
+def test_a_short_run_is_seen_from_its_first_event_on(runner: Runner) -> None:
+    path, page = runner.folder / "recording", runner.folder / "recording.html"
+    runner.run("demo", options=["-o", path])
+    report("flamegraph", path)
+    shown = json.loads(re.findall(r'id="data">(.*?)</script>', page.read_text())[0])
+    assert sum(any(gap for gap in changes[::3]) for changes in shown["sites"]["changes"]) > 3
 
 
 def test_what_cannot_be_is_said_in_a_sentence(runner: Runner, tmp_path: Path) -> None:

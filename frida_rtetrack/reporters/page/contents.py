@@ -10,7 +10,7 @@ from frida_rtetrack.reporters import text
 from frida_rtetrack.reports.growth import Growing
 from frida_rtetrack.reports.history import NO_THREAD, NOTHING, Held, History, Site
 from frida_rtetrack.reports.lost import LostReport
-from frida_rtetrack.reports.moment import Run
+from frida_rtetrack.reports.moment import Moment, Run
 from frida_rtetrack.reports.profile import NO_STACK, frame_name, printable
 from frida_rtetrack.reports.summary import CallSite, Leaks
 from frida_rtetrack.symbols.names import Names, Stack, Thread
@@ -63,6 +63,13 @@ class Page:
     bad_frees_not_kept: int = 0
     notes: Sequence[str] = field(default=())
     """Sentences that a reader must know, as that events were lost."""
+
+
+def page_of(moment: Moment, *, leaks: Sequence[Leak] = (), bad_frees: Sequence[BadFreeReport] = ()) -> Page:
+    """The page of one moment, of a running program or of a recording."""
+    history = History()
+    history.add(moment.seconds, moment.rows)
+    return Page(moment.run, moment.seconds, history, moment.names, leaks=leaks, bad_frees=bad_frees)
 
 
 def leaks_at_cleanup(found: Leaks | None) -> list[Leak]:

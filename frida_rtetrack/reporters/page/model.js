@@ -114,9 +114,11 @@ const count = (number) => `${grouped(number)} block${number === 1 ? "" : "s"}`;
 const measured = (value) => (state.measure === "bytes" ? size(value) : count(value));
 const signed = (value, text) => (value > 0 ? "+" : value < 0 ? "−" : "±") + text(Math.abs(value));
 const share = (part, whole) => (whole ? `${((100 * part) / whole).toFixed(1)} %` : "");
+const wholeSpan = momentCount > 1 ? data.moments[momentCount - 1] - data.moments[0] : 1;
+/** So that a hundredth of the run can be seen. */
+const decimals = Math.min(Math.max(Math.ceil(2 - Math.log10(wholeSpan || 1)), 0), 6);
 function time(seconds) {
-  if (seconds < 10) return `${seconds.toFixed(2)} s`;
-  if (seconds < 600) return `${seconds.toFixed(1)} s`;
+  if (seconds < 600) return `${seconds.toFixed(Math.max(decimals, seconds < 10 ? 2 : 1))} s`;
   if (seconds < 36000) return `${Math.floor(seconds / 60)} min ${Math.floor(seconds % 60)} s`;
   return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} min`;
 }
