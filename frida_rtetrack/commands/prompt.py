@@ -196,6 +196,12 @@ class Prompt:
             yield from self._freed(found.freed.freed)
         else:
             yield f"Nothing is known of {address:#x}: no block was seen there."
+        for tenancy in found.earlier:
+            names = self._host.names
+            yield f"  before that: a block of type {names.label_text(tenancy.label)}, allocated"
+            yield from text.stack(names.stack(tenancy.stack))
+            yield "  and freed"
+            yield from text.stack(names.stack(tenancy.free_stack))
 
     def _block(self, block: Block) -> Iterator[str]:
         names = self._host.names

@@ -13,7 +13,7 @@
  */
 #include "session.h"
 
-#define MAP_KERNEL_VERSION 2
+#define MAP_KERNEL_VERSION 3
 #define HASH_MULTIPLIER 0x9e3779b97f4a7c15ULL /* as blocktable.py */
 #define NO_ROW UINT64_MAX
 #define THREADS (1u << (64 - EVENT_SIZE_BITS))
@@ -33,19 +33,29 @@ struct row { /* blocktable.ROW_DTYPE */
     uint16_t thread;
     uint8_t api;
     int8_t socket;
-    uint8_t origin, live, resized, unused;
+    uint8_t origin, live, resized;
+    uint8_t tenancies; /* of this address that ended, TENANCIES_KEPT at the most: how much of its row_free is filled in */
 };
-struct row_free { /* blocktable.FREE_DTYPE */
+struct tenancy { /* blocktable.TENANCY_DTYPE: a block that had an address, and its end; zeros where it is not known */
+    uint32_t stack, label, free_stack;
+    uint32_t freed_at; /* ns >> TENANCY_TIME_SHIFT, the low bits */
+};
+#define TENANCY_TIME_SHIFT 20
+#define EARLIER 2
+#define TENANCIES_KEPT (1 + EARLIER)
+struct row_free { /* blocktable.FREE_DTYPE: the last free, whose the block was, and the tenancies before: one line of the caches */
     uint64_t sequence;
     int64_t freed_at_ns;
     uint32_t stack;
     uint16_t thread;
     uint8_t api, unused;
+    uint32_t tenant_stack, tenant_label;
+    struct tenancy earlier[EARLIER]; /* the latest first */
 };
 struct row_resizes { /* blocktable.RESIZE_DTYPE: zeros, and not written, where `resized` is not set */
     uint32_t stack, count;
 };
-_Static_assert(sizeof(struct row) == 48 && sizeof(struct row_free) == 24 && sizeof(struct row_resizes) == 8, "blocktable.py");
+_Static_assert(sizeof(struct row) == 48 && sizeof(struct row_free) == 64 && sizeof(struct row_resizes) == 8, "blocktable.py");
 _Static_assert(sizeof(struct event) == 32, "events.EVENT_DTYPE");
 
 struct table { /* kernel.Table: open addressing, linear probing, at most half full; a slot holds a row + 1, or 0 */
@@ -103,6 +113,7 @@ static inline int has_room(const struct table *table) {
 
 static inline uint64_t insert(struct table *table, uint64_t address, uint64_t at) {
     table->rows[table->used].address = address;
+    table->rows[table->used].tenancies = 0;
     table->index[at] = (uint32_t) ++table->used;
     return table->used - 1;
 }
@@ -136,7 +147,18 @@ static inline void put(const struct table *table, uint64_t at, const struct even
 
 static inline void put_freed(const struct table *table, uint64_t at, const struct event *event, uint64_t sequence, int64_t time_ns) {
     struct row_free *freed = &table->frees[at];
-    table->rows[at].live = 0;
+    struct row *row = &table->rows[at];
+    if (row->tenancies != 0) {
+        freed->earlier[1] = freed->earlier[0]; /* rubbish at first: `tenancies` says so */
+        freed->earlier[0].stack = freed->tenant_stack;
+        freed->earlier[0].label = freed->tenant_label;
+        freed->earlier[0].free_stack = freed->stack;
+        freed->earlier[0].freed_at = (uint32_t) (freed->freed_at_ns >> TENANCY_TIME_SHIFT);
+    }
+    if (row->tenancies < TENANCIES_KEPT) row->tenancies++;
+    freed->tenant_stack = row->origin == ORIGIN_UNKNOWN ? 0 : row->stack;
+    freed->tenant_label = row->origin == ORIGIN_UNKNOWN ? 0 : row->label;
+    row->live = 0;
     freed->sequence = sequence;
     freed->freed_at_ns = time_ns;
     freed->stack = event->stack;
@@ -255,6 +277,7 @@ static inline enum stop take_resize_ended(struct table *table, struct run *run, 
         struct row moved = table->rows[old];
         moved.address = event->address;
         moved.resized = table->rows[row].resized;
+        moved.tenancies = table->rows[row].tenancies;
         table->rows[row] = moved;
         put_freed(table, old, event, sequence, time_ns);
     }

@@ -108,6 +108,14 @@ def bad_free(report: BadFreeReport) -> Iterator[str]:
                 f"by {block.thread}:"
             )
             yield from stack(block.stack)
+    for tenancy in report.earlier:
+        ended = f"freed {duration(tenancy.seconds_before)} before"
+        ended += " by the first free's stack" if tenancy.suspect else ""
+        yield f"    Before that the address was that of a block of type {tenancy.type}, {ended}. Allocated:"
+        yield from stack(tenancy.allocated)
+        if not tenancy.suspect:
+            yield "      Freed:"
+            yield from stack(tenancy.freed)
     if report.also is not None and report.also.allocated is not None and not report.also.allocated.baseline:
         block = report.also.allocated
         yield f"    The {size(block.size_bytes)} of type {block.type} at {block.address:#x}, allocated by {block.thread}:"

@@ -327,6 +327,15 @@ def _bad_free_json(report: BadFreeReport, start: Start) -> dict[str, Any]:
             **_thread_json(report.first_freed.thread),
             "backtrace": _backtrace_json(report.first_freed.stack),
         },
+        "earlier": [
+            {
+                "type": each.type,
+                "backtrace": _backtrace_json(each.allocated),
+                "freed": {"time": start.seconds_until(each.freed_at_ns), "backtrace": _backtrace_json(each.freed)},
+                "suspect": each.suspect,
+            }
+            for each in report.earlier
+        ],
     }
 
 

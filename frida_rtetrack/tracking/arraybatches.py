@@ -193,8 +193,12 @@ class ArrayBatches:
         table.live[rows] = True
 
     def _write_frees(self, chunk: _Chunk, rows: Rows, places: Rows) -> None:
-        """Make `rows` (n,) freed blocks, freed by the events at `places` (n,)."""
+        """Make `rows` (n,) freed blocks, freed by the events at `places` (n,).
+
+        Of several tenancies of an address in one chunk only the last one is kept, unlike by the kernel.
+        """
         table, events = self._table, chunk.events.take(places)
+        table.end_tenancies(rows)
         table.live[rows] = False
         table.free_sequence[rows] = places + chunk.sequence
         table.freed_at_ns[rows] = chunk.times.take(places)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from frida_rtetrack.stream.events import Api
 from frida_rtetrack.symbols.names import Names, Stack, Thread
 from frida_rtetrack.target.target import Target
-from frida_rtetrack.tracking.map import BadFree, BadFreeKind, Block, Freed
+from frida_rtetrack.tracking.map import BadFree, BadFreeKind, Block, Freed, Tenancy
 from frida_rtetrack.tracking.rules import MEMZONE_APIS
 
 
@@ -42,6 +42,20 @@ class FreeEvidence:
     stack: Stack | None
     timestamp_ns: int
     seconds_before: float
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierTenancy:
+    """A block that had the address before the one that was freed twice, and how it ended."""
+
+    type: str
+    allocated: Stack | None
+    freed: Stack | None
+    freed_at_ns: int
+    seconds_before: float
+    """How long before the bad free it was freed, to some milliseconds."""
+    suspect: bool
+    """The stack that freed it is that of the later block's first free: it may have been freed twice, and not the later one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +88,8 @@ class BadFreeReport:
     """What DPDK's own element header said when the report was made: busy, free, pad; None if there is none."""
     site: tuple[BadFreeKind, int, int | None, int | None]
     """Equal for bad frees of the same kind with the same three stacks."""
+    earlier: tuple[EarlierTenancy, ...] = ()
+    """Of a duplicate: whose the address was before, the latest first; some at the most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +127,31 @@ def explain(number: int, found: BadFree, around: Circumstances, names: Names, ta
             None if block is None else block.stack,
             None if found.first_freed is None else found.first_freed.stack,
         ),
+        earlier=tuple(_earlier(tenancy, found, names) for tenancy in found.earlier),
+    )
+
+
+def _earlier(tenancy: Tenancy, found: BadFree, names: Names) -> EarlierTenancy:
+    return EarlierTenancy(
+        type=names.label_text(tenancy.label),
+        allocated=names.stack(tenancy.stack),
+        freed=names.stack(tenancy.free_stack),
+        freed_at_ns=tenancy.freed_at_ns,
+        seconds_before=max((found.timestamp_ns - tenancy.freed_at_ns) / 1e9, 0.0),
+        suspect=_is_suspect(tenancy, found),
+    )
+
+
+def _is_suspect(tenancy: Tenancy, found: BadFree) -> bool:
+    """Whether the block's first free came from who had freed that earlier one, of another call path than the block's.
+
+    Of the same call path it would prove nothing: so a program frees all blocks of a kind.
+    """
+    return (
+        found.allocated is not None
+        and found.first_freed is not None
+        and tenancy.free_stack == found.first_freed.stack != 0
+        and tenancy.stack != found.allocated.stack
     )
 
 
@@ -174,6 +215,11 @@ def _freed_before(found: BadFree) -> str:
         detail += " Its allocation was not seen: it is from before the tracking began."
     elif not found.history_complete:
         detail += " Events are missing in between: it may have been handed out again unseen."
+    if any(_is_suspect(tenancy, found) for tenancy in found.earlier):
+        detail += (
+            " Suspect its first free, not this one: the same stack had freed an earlier block at this address, and may have"
+            " freed that one twice."
+        )
     return detail
 
 

@@ -1,7 +1,7 @@
 """The table of blocks: one row an address that is live or was freed, in numpy arrays, found through a hash index.
 
 It owns the rows and how they are found; what an event means for a row is map.py's business. There is no Python
-object a block: a row costs 48 bytes, 24 more once it was freed, 8 once it was resized, and 8 to 16 bytes of index.
+object a block: a row costs 48 bytes, 64 more once it was freed, 8 once it was resized, and 8 to 16 bytes of index.
 """
 
 from __future__ import annotations
@@ -62,6 +62,17 @@ class Freed:
 
 
 @dataclass(frozen=True, slots=True)
+class Tenancy:
+    """A block that had an address before another one, and its end. Numbers as in Block and Freed; 0: not known."""
+
+    stack: int
+    label: int
+    free_stack: int
+    freed_at_ns: int
+    """Right to some milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
 class FreedBlock:
     """A block that was freed; `block` is None where its allocation was never seen."""
 
@@ -101,10 +112,15 @@ ROW_DTYPE = np.dtype(
         ("origin", "u1"),
         ("live", "?"),
         ("resized", "?"),
-        ("unused", "u1"),
+        ("tenancies", "u1"),
     ]
 )
 """A row's allocation, 48 bytes together, as most events touch all of it (`struct row` of native/map_kernel.c)."""
+TENANCY_DTYPE = np.dtype([("stack", "<u4"), ("label", "<u4"), ("free_stack", "<u4"), ("freed_at", "<u4")])
+"""A block that had an address, and its end (`struct tenancy`); zeros where its allocation is not known."""
+_TENANCY_TIME_SHIFT = 20
+_EARLIER = 2
+_TENANCIES_KEPT = 1 + _EARLIER
 FREE_DTYPE = np.dtype(
     [
         ("free_sequence", "<u8"),
@@ -113,15 +129,21 @@ FREE_DTYPE = np.dtype(
         ("free_thread", "<u2"),
         ("free_api", "u1"),
         ("unused", "u1"),
+        ("tenant_stack", "<u4"),
+        ("tenant_label", "<u4"),
+        ("earlier", TENANCY_DTYPE, (_EARLIER,)),
     ]
 )
-"""Its free, 24 bytes (`struct row_free`), never written for a block that was never freed."""
+"""Its last free, whose the block was, and the tenancies before, the latest first: 64 bytes (`struct row_free`).
+
+Never written for a block that was never freed. How much of it counts, `tenancies` says.
+"""
 RESIZE_DTYPE = np.dtype([("resize_stack", "<u4"), ("resizes", "<u4")])
 """Its resizes, 8 bytes (`struct row_resizes`): zeros, and not written, where `resized` is not set."""
 _PARTS = (ROW_DTYPE, FREE_DTYPE, RESIZE_DTYPE)
 
 _FIRST_CAPACITY = 1 << 22
-"""Rows that there is address space for from the start (336 MB): only beyond them a growing table is copied."""
+"""Rows that there is address space for from the start (503 MB): only beyond them a growing table is copied."""
 _SMALLEST_INDEX_BITS = 12
 _MULTIPLIER = 0x9E37_79B9_7F4A_7C15
 """2^64 / golden ratio (Knuth, The Art of Computer Programming 3, 6.4): spreads the regular addresses of a heap."""
@@ -159,6 +181,10 @@ class BlockTable:
     free_thread: NDArray[np.uint16]
     free_api: NDArray[np.uint8]
     resized: NDArray[np.bool_]
+    tenancies: NDArray[np.uint8]
+    tenant_stack: NDArray[np.uint32]
+    tenant_label: NDArray[np.uint32]
+    earlier: NDArray[np.void]
 
     def __init__(self) -> None:
         """An empty table."""
@@ -171,7 +197,7 @@ class BlockTable:
         self._parts = parts
         for part in parts:
             for name in part.dtype.names or ():
-                if name != "unused":
+                if not name.startswith("unused"):
                     setattr(self, name, part[name])
 
     # ---- finding and adding rows
@@ -210,6 +236,7 @@ class BlockTable:
         rows = np.arange(self.used, self.used + addresses.size)
         self._reserve(self.used + addresses.size)
         self.address[self.used : self.used + addresses.size] = addresses
+        self.tenancies[self.used : self.used + addresses.size] = 0
         self.used += addresses.size
         if 2 * self.used > self._index.size:
             self._rebuild_index()
@@ -222,6 +249,7 @@ class BlockTable:
         row = self.used
         self._reserve(row + 1)
         self.address[row] = address
+        self.tenancies[row] = 0
         self.used += 1
         if 2 * self.used > self._index.size:
             self._rebuild_index()
@@ -269,12 +297,44 @@ class BlockTable:
 
     def put_freed(self, row: int, freed: Freed) -> None:
         """Make the block of `row` a freed one."""
+        self.end_tenancies(np.array([row]))
         self.live[row] = False
         self.free_sequence[row] = freed.sequence
         self.freed_at_ns[row] = freed.timestamp_ns
         self.free_stack[row] = freed.stack
         self.free_thread[row] = freed.thread & _THREAD_MASK
         self.free_api[row] = freed.api
+
+    def end_tenancies(self, rows: Rows) -> None:
+        """The blocks of `rows` (n,) are about to be freed: what is known of the last free becomes an earlier tenancy."""
+        ended = self.tenancies[rows]
+        again = rows[ended > 0]
+        self.earlier[again, 1] = self.earlier[again, 0]
+        latest = np.empty(again.size, TENANCY_DTYPE)
+        latest["stack"], latest["label"] = self.tenant_stack[again], self.tenant_label[again]
+        latest["free_stack"] = self.free_stack[again]
+        latest["freed_at"] = (self.freed_at_ns[again] >> _TENANCY_TIME_SHIFT).astype(np.uint32)
+        self.earlier[again, 0] = latest
+        self.tenancies[rows] = np.minimum(ended + np.uint8(1), _TENANCIES_KEPT)
+        known = self.origin[rows] != Origin.UNKNOWN
+        self.tenant_stack[rows] = self.stack[rows] * known
+        self.tenant_label[rows] = self.label[rows] * known
+
+    def earlier_tenancies(self, row: int) -> tuple[Tenancy, ...]:
+        """Whose the address of `row` was before the block that it has, or had last, the latest first; some at the most."""
+        ended = self.tenancies.item(row)
+        if not ended:
+            return ()
+        last_ns = self.freed_at_ns.item(row)
+        found = []
+        if self.live.item(row):
+            tenant = self.tenant_stack.item(row), self.tenant_label.item(row)
+            found.append(Tenancy(*tenant, self.free_stack.item(row), last_ns))
+        for each in self.earlier[row][: ended - 1]:
+            ago = (last_ns >> _TENANCY_TIME_SHIFT) - int(each["freed_at"]) & 0xFFFF_FFFF
+            freed_at_ns = last_ns - (ago << _TENANCY_TIME_SHIFT)
+            found.append(Tenancy(int(each["stack"]), int(each["label"]), int(each["free_stack"]), freed_at_ns))
+        return tuple(found)
 
     def block(self, row: int) -> Block | None:
         """The allocation of `row`, None where only its free was seen."""

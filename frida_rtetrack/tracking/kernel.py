@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from frida_rtetrack.stream.events import SIZE_BITS, EventBatch
 
 LIBRARY = Path(__file__).parents[1] / "native" / "map_kernel.so"
-VERSION = 2
+VERSION = 3
 """MAP_KERNEL_VERSION; a library of another version is not used."""
 THREADS = 1 << (64 - SIZE_BITS)
 OPEN_RESIZES = 1024

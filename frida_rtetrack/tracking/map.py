@@ -29,6 +29,7 @@ from frida_rtetrack.tracking.blocktable import (
     FreedBlock,
     Origin,
     Rows,
+    Tenancy,
 )
 from frida_rtetrack.tracking.compiledbatches import CompiledBatches
 from frida_rtetrack.tracking.rules import BadFree, BadFreeKind, Changes, Rules, Totals
@@ -43,6 +44,7 @@ __all__ = [
     "LiveSet",
     "Lookup",
     "Peak",
+    "Tenancy",
     "Totals",
     "TrackingMap",
 ]
@@ -69,6 +71,8 @@ class Lookup:
     """Bytes from that block's start, 0 for its own address."""
     freed: FreedBlock | None
     """The block that began right there and was freed."""
+    earlier: tuple[Tenancy, ...] = ()
+    """Whose the address was before that, if a block begins there, the latest first; some at the most."""
 
 
 class LiveSet(NamedTuple):
@@ -313,9 +317,10 @@ class TrackingMap:
             if row >= 0 and not self._table.live[row]:
                 freed = FreedBlock(self._table.block(row), self._table.freed(row))
             inside = row if row >= 0 and freed is None else self._table.containing(address)
+            earlier = () if row < 0 else self._table.earlier_tenancies(row)
             if inside < 0:
-                return Lookup(None, 0, freed)
-            return Lookup(self._table.block(inside), address - self._table.address.item(inside), freed)
+                return Lookup(None, 0, freed, earlier)
+            return Lookup(self._table.block(inside), address - self._table.address.item(inside), freed, earlier)
 
     def containing(self, frees: Sequence[BadFree]) -> list[Block | None]:
         """For each bad free the block that was live when it happened and that its address lies inside of, or None.

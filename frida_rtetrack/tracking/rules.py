@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import NamedTuple
 
 from frida_rtetrack.stream.events import SIZE_BITS, SIZE_MASK, Api, Kind, Mark
-from frida_rtetrack.tracking.blocktable import Block, BlockTable, Freed, Origin
+from frida_rtetrack.tracking.blocktable import Block, BlockTable, Freed, Origin, Tenancy
 
 
 class BadFreeKind(Enum):
@@ -55,6 +55,8 @@ class BadFree:
     """The first free of that block, however many followed."""
     history_complete: bool
     """False if something that would change the verdict may have been forgotten, lost, or come before the tracking."""
+    earlier: tuple[Tenancy, ...] = field(default=(), compare=False)
+    """Of a duplicate: whose the address was before that block, the latest first. Some at the most, fewer without the kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,7 +343,8 @@ class Rules:
             return False
         kind = BadFreeKind.DUPLICATE if duplicate else BadFreeKind.STRAY
         history_complete = self.complete and (certain if duplicate else self.history_whole)
-        bad.append(self._bad_free(kind, call, allocated, table.freed(row) if duplicate else None, history_complete))
+        found = self._bad_free(kind, call, allocated, table.freed(row) if duplicate else None, history_complete)
+        bad.append(replace(found, earlier=table.earlier_tenancies(row)) if duplicate else found)
         return True
 
     @staticmethod

@@ -221,3 +221,20 @@ def test_times_are_those_of_the_program_to_a_millisecond(runner: Runner, engine:
     started = datetime.fromisoformat(tracked.summary["started"]).timestamp()
     assert began <= started <= time.time()
     assert 0 < found[0]["time"] < time.time() - started
+
+
+def test_the_free_that_took_a_block_from_its_next_owner_is_the_suspect(runner: Runner) -> None:
+    tracked = runner.run("badfrees", "recycled")
+    (bad,) = tracked.summary["bad_frees"]
+    assert bad["kind"] == "duplicate"
+    assert functions(bad["backtrace"])[0] == "second_owner_frees"
+    assert functions(bad["first_freed"]["backtrace"])[0] == "first_owner_frees"
+    assert functions(bad["allocated"]["backtrace"])[0] == "second_owner_takes"
+    (earlier,) = bad["earlier"]
+    assert earlier["suspect"]
+    assert earlier["type"] == "first's"
+    assert functions(earlier["backtrace"])[0] == "free_a_recycled_address"
+    assert functions(earlier["freed"]["backtrace"])[0] == "first_owner_frees"
+    assert earlier["freed"]["time"] <= bad["first_freed"]["time"] + 0.01
+    assert "Suspect its first free" in tracked.stderr
+    assert "Before that the address was that of a block of type first's" in tracked.stderr

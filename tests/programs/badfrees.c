@@ -30,6 +30,20 @@ static NOINLINE void leak_a_block(void) {
     if (rte_malloc("leaked", 300, 0) == NULL) exit(71);
 }
 
+/* `first`, of the first owner, is freed twice; in between its address was handed out to a second one. */
+static NOINLINE void first_owner_frees(void *first) { rte_free(first); }
+static NOINLINE void second_owner_frees(void *second) { rte_free(second); }
+static NOINLINE void *second_owner_takes(void) { return rte_malloc("second's", 640, 0); }
+static NOINLINE void free_a_recycled_address(void) {
+    volatile int times = 2; /* one call site: the second time it is the second owner's block */
+    void *first = rte_malloc("first's", 640, 0), *second = NULL;
+    for (int time = 0; time < times; time++) {
+        first_owner_frees(first);
+        if (time == 0 && (second = second_owner_takes()) != first) exit(71);
+    }
+    second_owner_frees(second);
+}
+
 int main(int argc, char **argv) {
     const char *what = argc > 1 ? argv[1] : "";
     char stack_zeros[8192];
@@ -48,6 +62,8 @@ int main(int argc, char **argv) {
         pthread_join(first, NULL);
         pthread_create(&second, NULL, release_queue, queue);
         pthread_join(second, NULL);
+    } else if (strcmp(what, "recycled") == 0) {
+        free_a_recycled_address();
     } else if (strcmp(what, "interior") == 0) {
         rte_free(block + 1024);
     } else if (strcmp(what, "libc") == 0) {

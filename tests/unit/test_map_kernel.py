@@ -150,3 +150,51 @@ def test_any_event_whatsoever_is_safe(tmp_path: Path) -> None:
     environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}
     result = subprocess.run([program, "20"], capture_output=True, text=True, env=environment, timeout=120)
     assert (result.returncode, result.stdout) == (0, "ok\n"), result.stdout + result.stderr[-4000:]
+
+
+def of(kind: Kind, address: int, stack: int, label: int = 0) -> np.void:
+    event = np.zeros((), EVENT_DTYPE)
+    event["kind"], event["address"], event["stack"], event["label"] = kind, address, stack, label
+    event["size_and_thread"] = 64
+    return event[()]
+
+
+@pytest.mark.parametrize("compiled", [True, False], ids=["kernel", "numpy"])
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "one by one"])
+def test_the_last_tenancies_of_an_address_are_kept_and_no_others(
+    map_kernel: kernel.Kernel, compiled: bool, at_once: bool
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel, "load", lambda: map_kernel if compiled else None)
+        tracking = TrackingMap()
+    second = 10**9
+    events = []
+    for tenant in range(1, 6):
+        events += [of(Kind.ALLOCATED, HEAP, tenant, 10 * tenant), of(Kind.FREED, HEAP, 100 + tenant)]
+        events += [of(Kind.ALLOCATED, HEAP + 64 * tenant, 7)]
+    if at_once:
+        tracking.apply(np.array(events), np.arange(len(events)) * second // 3)
+    else:
+        for at, event in enumerate(events):
+            tracking.apply(np.array([event]), at * second // 3)
+    (bad,) = tracking.apply(np.array([of(Kind.FREED, HEAP, 200)]), 9 * second)
+    assert bad.first_freed is not None and bad.first_freed.stack == 105
+    assert [(each.stack, each.label, each.free_stack) for each in bad.earlier] == [(4, 40, 104), (3, 30, 103)]
+    for each, freed_at in zip(bad.earlier, (10, 7), strict=True):
+        assert abs(each.freed_at_ns - freed_at * second // 3) < 3_000_000
+    tracking.apply(np.array([of(Kind.ALLOCATED, HEAP, 6, 60)]), 9 * second)
+    assert [each.stack for each in tracking.find(HEAP).earlier] == [5, 4, 3]
+    assert tracking.find(HEAP + 64).earlier == ()
+    tracking.apply(np.array([of(Kind.FREED, HEAP + 64, 8)]), 9 * second)
+    assert tracking.find(HEAP + 64).earlier == ()
+
+
+def test_what_was_forgotten_of_one_address_is_not_told_of_another(map_kernel: kernel.Kernel) -> None:
+    tracking = tracking_map(map_kernel, complete=True, chunk=64, kept=4)
+    for address in range(HEAP, HEAP + 64 * 400, 64):
+        pair = [of(Kind.ALLOCATED, address, 1), of(Kind.FREED, address, 2)]
+        tracking.apply(np.array(2 * pair), 5)
+    fresh = [of(Kind.ALLOCATED, address, 3) for address in range(2 * HEAP, 2 * HEAP + 64 * 400, 64)]
+    tracking.apply(np.array(fresh), 6)
+    for event in fresh:
+        assert tracking.find(int(event["address"])).earlier == ()
