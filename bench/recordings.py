@@ -19,7 +19,10 @@ from frida_rtetrack.stream.ring import BATCH_EVENTS, StackRecord
 
 EVENTS = 10_000_000
 LIVE = 1_000_000
-COMMANDS = ("summary", "table", "table --peak", "tree", "leaks", "stats", "diff --from 1")
+COMMANDS = (
+    *("summary", "table", "table --peak", "tree", "leaks", "stats", "diff --from 1"),
+    *("flamegraph", "export --format pprof", "export --format csv"),
+)
 
 
 def figures() -> list[dict[str, object]]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator
+import re
 from typing import BinaryIO
 
 import numpy as np
 
-from frida_rtetrack.reports.moment import Moment
+from frida_rtetrack.reports.history import NO_THREAD
+from frida_rtetrack.reports.moment import Moment, type_numbers
 from frida_rtetrack.reports.profile import frame_name, printable
 from frida_rtetrack.stream.events import Api
 
@@ -30,43 +29,59 @@ COLUMNS = (
 the baseline, as are pid, tid and thread; `stack` is innermost first, its frames separated by " < "."""
 
 _ROWS_AT_ONCE = 1 << 12
+_NEEDS_QUOTES = re.compile(r'[",\r\n]')
+Texts = dict[int, str]
 
 
 def write(moment: Moment, file: BinaryIO) -> None:
     """Writes the header and the lines."""
     file.write((",".join(COLUMNS) + "\n").encode())
-    lines = moment_lines(moment)
-    while True:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        for _, line in zip(range(_ROWS_AT_ONCE), lines, strict=False):
-            writer.writerow(line)
-        if not text.tell():
-            return
-        file.write(text.getvalue().encode())
-
-
-def moment_lines(moment: Moment) -> Iterator[tuple[object, ...]]:
-    """The fields of each live block, as COLUMNS has them."""
-    rows, names, start = moment.rows, moment.names, moment.run.start
-    stacks: dict[int, str] = {}
-    for row in rows[np.argsort(-rows["size_bytes"].astype(np.int64), kind="stable")]:
-        baseline = bool(row["baseline"])
-        thread = None if baseline else names.thread(int(row["thread"]))
-        stack = int(row["stack"])
-        if stack not in stacks:
-            found = names.stack(stack)
-            stacks[stack] = "" if found is None else " < ".join(map(frame_name, found.frames))
-        yield (
-            f"{int(row['address']):#x}",
-            int(row["size_bytes"]),
-            printable(names.label_text(int(row["label"]), baseline=baseline)),
-            int(row["socket"]),
-            "" if thread is None else thread.pid,
-            "" if thread is None else thread.tid,
-            "" if thread is None else printable(thread.name),
-            "" if baseline else Api(int(row["api"])).function,
-            "" if baseline else start.seconds_until(int(row["allocated_at_ns"])),
-            "yes" if baseline else "no",
-            stacks[stack],
+    rows = moment.rows[np.argsort(-moment.rows["size_bytes"].astype(np.int64), kind="stable")]
+    types, threads, stacks = _types(moment), _threads(moment), _stacks(moment)
+    functions = {int(api): "" if api is Api.NONE else api.function for api in Api}
+    for start in range(0, rows.size, _ROWS_AT_ONCE):
+        part = rows[start : start + _ROWS_AT_ONCE]
+        seconds = np.round((part["allocated_at_ns"] - moment.run.start.monotonic_ns) / 1e9, 6)
+        fields = zip(
+            part["address"].tolist(),
+            part["size_bytes"].tolist(),
+            map(types.__getitem__, type_numbers(part).tolist()),
+            part["socket"].tolist(),
+            map(threads.__getitem__, np.where(part["baseline"], NO_THREAD, part["thread"].astype(np.int32)).tolist()),
+            map(functions.__getitem__, np.where(part["baseline"], Api.NONE, part["api"]).tolist()),
+            np.where(part["baseline"], "", seconds.astype(str)).tolist(),
+            np.where(part["baseline"], "yes", "no").tolist(),
+            map(stacks.__getitem__, part["stack"].tolist()),
+            strict=True,
         )
+        file.write("".join(map(_LINE.__mod__, fields)).encode())
+
+
+_LINE = "%#x,%d,%s,%d,%s,%s,%s,%s,%s\n"
+"""Pid, tid and thread are one text."""
+
+
+def _types(moment: Moment) -> Texts:
+    return {each: _field(moment.names.label_text(each)) for each in np.unique(type_numbers(moment.rows)).tolist()}
+
+
+def _threads(moment: Moment) -> Texts:
+    texts = {NO_THREAD: ",,"}
+    for each in np.unique(moment.rows["thread"]).tolist():
+        thread = moment.names.thread(each)
+        texts[each] = f"{thread.pid},{thread.tid},{_field(thread.name)}"
+    return texts
+
+
+def _stacks(moment: Moment) -> Texts:
+    texts = {}
+    for each in np.unique(moment.rows["stack"]).tolist():
+        stack = moment.names.stack(each)
+        texts[each] = "" if stack is None else _field(" < ".join(map(frame_name, stack.frames)))
+    return texts
+
+
+def _field(text: str) -> str:
+    """As RFC 4180, section 2, has it: in quotes, with quotes doubled, where it has to be."""
+    text = printable(text)
+    return '"' + text.replace('"', '""') + '"' if _NEEDS_QUOTES.search(text) else text
