@@ -66,6 +66,8 @@ class Filters:
 
     def apply(self, rows: NDArray[np.void], names: Names, at_ns: int) -> NDArray[np.void]:
         """Those of `rows`, BLOCK_DTYPE (n,), that pass. `at_ns`: the moment from which ages count."""
+        if self == Filters():
+            return rows
         passes = rows["size_bytes"] >= self.min_bytes
         if self.socket is not None:
             passes &= rows["socket"] == self.socket

@@ -11,12 +11,10 @@ from frida_rtetrack.reports.moment import type_numbers
 from frida_rtetrack.symbols.names import Names, Thread
 from frida_rtetrack.symbols.symbolizer import Frame
 from frida_rtetrack.symbols.visible import visible
+from frida_rtetrack.tracking.grouping import added, together
 
 NO_STACK = "(no stack)"
 """Stands where a frame would for blocks whose stack was not recorded."""
-
-_GROUP_BITS = 25
-"""Thread (16), socket (8), whether it is of the baseline (1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,23 +67,14 @@ GROUP_DTYPE = np.dtype(
 
 def grouped(rows: NDArray[np.void]) -> NDArray[np.void]:
     """`rows`, BLOCK_DTYPE (n,), grouped by stack, type, thread, socket and baseline: GROUP_DTYPE (m,)."""
-    if not rows.size:
-        return np.empty(0, GROUP_DTYPE)
     types = type_numbers(rows)
-    _, sites = np.unique(rows["stack"].astype(np.uint64) << 32 | types, return_inverse=True)
-    rest = rows["thread"].astype(np.uint64) << 9 | rows["socket"].view(np.uint8).astype(np.uint64) << 1
-    _, which = np.unique(
-        sites.astype(np.uint64) << _GROUP_BITS | rest | rows["baseline"].astype(np.uint64), return_inverse=True
-    )
-    order = np.argsort(which, kind="stable")
-    starts = np.flatnonzero(np.diff(which[order], prepend=-1))
-    firsts = order[starts]
-    groups = np.empty(starts.size, GROUP_DTYPE)
+    some, which = together(rows["stack"], types, rows["thread"], rows["socket"], rows["baseline"])
+    groups = np.empty(some.size, GROUP_DTYPE)
     for name in ("stack", "thread", "socket", "baseline"):
-        groups[name] = rows[name][firsts]
-    groups["type"] = types[firsts]
-    groups["blocks"] = np.diff(np.append(starts, rows.size))
-    groups["bytes"] = np.add.reduceat(rows["size_bytes"][order], starts)
+        groups[name] = rows[name][some]
+    groups["type"] = types[some]
+    groups["blocks"] = np.bincount(which, minlength=some.size)
+    groups["bytes"] = added(which, rows["size_bytes"], some.size)
     return groups
 
 

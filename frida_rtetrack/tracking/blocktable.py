@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frida_rtetrack.tracking import kernel
+from frida_rtetrack.tracking.grouping import added, numbered, smallest
 
 Addresses = NDArray[np.uint64]
 Rows = NDArray[np.int64]
@@ -150,7 +151,6 @@ _MULTIPLIER = 0x9E37_79B9_7F4A_7C15
 _U64_MASK = (1 << 64) - 1
 _THREAD_MASK = 0xFFFF
 """The thread table has so many slots; an event has room for larger numbers, and the program writes what it likes."""
-_KEYS_COUNTED = 1 << 20
 _ROWS_AT_ONCE = 1 << 14
 """Copied together, so that they are still in the caches when the next column is."""
 
@@ -397,25 +397,12 @@ class BlockTable:
         """`rows` grouped by their column `by`, the largest first: fields `by`, blocks, bytes, oldest_ns, shape (m,)."""
         key = getattr(self, by)
         dtype = np.dtype([(by, key.dtype), ("blocks", "<u8"), ("bytes", "<u8"), ("oldest_ns", "<i8")])
-        if not rows.size:
-            return np.empty(0, dtype)
-        keys = key[rows].astype(np.int64)
-        least = int(keys.min())
-        if int(keys.max()) - least < _KEYS_COUNTED:  # most often, and far faster than sorting
-            inverse = keys - least
-            values = np.flatnonzero(np.bincount(inverse))
-            number_of = np.zeros(values[-1] + 1, np.int64)
-            number_of[values] = np.arange(values.size)
-            inverse, values = number_of[inverse], values + least
-        else:
-            values, inverse = np.unique(keys, return_inverse=True)
+        values, which = numbered(key[rows])
         groups = np.empty(values.size, dtype)
         groups[by] = values
-        groups["blocks"] = np.bincount(inverse)
-        groups["bytes"] = 0
-        np.add.at(groups["bytes"], inverse, self.size_bytes[rows])
-        groups["oldest_ns"] = np.iinfo(np.int64).max
-        np.minimum.at(groups["oldest_ns"], inverse, self.allocated_at_ns[rows])
+        groups["blocks"] = np.bincount(which, minlength=values.size)
+        groups["bytes"] = added(which, self.size_bytes[rows], values.size)
+        groups["oldest_ns"] = smallest(which, self.allocated_at_ns[rows], values.size)
         return groups.take(np.argsort(-groups["bytes"].astype(np.int64), kind="stable"))
 
     # ---- the index: open addressing, linear probing, at most half full; a slot holds a row + 1, or 0
