@@ -187,7 +187,6 @@ class Host:
             self.tracking,
             self._group,
             self._session.names,
-            others=lambda: self._session.heap.view.sharing_untracked,
             sync=self.sync,
         )
         self._session.dumper.check()
@@ -395,14 +394,20 @@ class Host:
         return self.tracking.find(address)
 
     def leaks(self) -> LostReport:
-        """Which live blocks nothing points to any more, found by reading the running program's memory. Raises NotLive."""
+        """Which live blocks nothing points to any more, found by reading the running program's memory. Raises NotLive, BadUsage."""
+        self._check_recording()
         judged = self._seeker.leaks()
         complete = self.tracking.complete
         return lost.report(judged, self._session.heap.eal.init_ranges, self._session.names, complete=complete)
 
     def refs(self, address: int) -> list[Referrer]:
         """What points to the live block that `address` lies in, or into it. Raises BadUsage, NotLive."""
+        self._check_recording()
         return self._seeker.refs(address)
+
+    def _check_recording(self) -> None:
+        if self.paused:
+            raise BadUsage("Nothing is recorded now: which blocks are live is not known.", "`resume` first.")
 
     def summary(self) -> Summary:
         """Everything that was found, as of now."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from frida_rtetrack.reachability.graph import Hold, Indexes, judge
 from frida_rtetrack.reachability.scan import ADDRESS_MASK, NOWHERE, Blocks, Places, Pointers, scan
+from frida_rtetrack.target.registers import Registers
 
 LOOKS = 4
 PAUSE_SECONDS = 0.05
@@ -31,6 +32,8 @@ class Judged:
     seconds: float
     """For all of it."""
     read_bytes: int
+    unseen_threads: int
+    """Threads whose registers could not be looked at: what only those hold is taken for lost."""
     longest_stop_s: float
     """That a thread of the program stood for its registers to be read; 0 where that was not needed."""
 
@@ -43,14 +46,14 @@ class Judged:
 def search(
     live: Callable[[], NDArray[np.void]],
     places: Callable[[], Sequence[Places]],
-    registers: Callable[[], tuple[Mapping[int, Sequence[int]], float]],
+    registers: Callable[[], Registers],
     *,
     complete: Callable[[], bool],
 ) -> Judged:
     """Judges what is live.
 
     `live`: the live blocks of this moment, BLOCK_DTYPE (n,); `places`: where the tracked processes may have pointers now;
-    `registers`: {thread: words}, and the longest stop; `complete`: whether the live set is known to be. Raises NotLive.
+    `registers`: those of their threads; `complete`: whether the live set is known to be. Raises NotLive.
     """
     begun = time.monotonic()
     suspects: set[tuple[int, int]] = set()
@@ -64,15 +67,15 @@ def search(
         lost = _judge(blocks, pointers, pointers.roots()) != Hold.HELD
         keys = {key for key, is_lost in zip(blocks.identities(), lost, strict=True) if is_lost}
         suspects = suspects & keys if looks > 1 else keys
-    longest_stop_s = 0.0
+    seen = Registers()
     held = pointers.roots()
     if suspects:
-        words, longest_stop_s = registers()
-        held = np.append(held, _in_registers(blocks, words))
+        seen = registers()
+        held = np.append(held, _in_registers(blocks, seen.words))
         suspects &= set(Blocks(live()).identities())
     suspected = np.fromiter((key in suspects for key in blocks.identities()), np.bool_, blocks.rows.size)
     holds = _judge(blocks, pointers, np.append(held, np.flatnonzero(~suspected)))
-    return Judged(blocks, holds, looks, time.monotonic() - begun, read_bytes, longest_stop_s)
+    return Judged(blocks, holds, looks, time.monotonic() - begun, read_bytes, seen.unseen, seen.longest_stop_s)
 
 
 def _judge(blocks: Blocks, pointers: Pointers, roots: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -8,16 +8,17 @@ would make the program larger.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from frida_rtetrack.errors import NotLive
-from frida_rtetrack.target.process import SESSION_NAME
+from frida_rtetrack.errors import NotLive, RtetrackError, TargetEnded
+from frida_rtetrack.target.process import SESSION_NAME, not_permitted
 
-PAGE_BYTES = 4096
+PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 _PAGEMAP_IN_USE = np.uint64(3 << 62)
 """Present, or swapped."""
 _PIECE_BYTES = 16 << 20
@@ -68,7 +69,7 @@ class _Iovec(ctypes.Structure):
 
 
 class ProcessMemory:
-    """The memory of process `pid`. Raises NotLive where it may not be read or is gone."""
+    """The memory of process `pid`. Every method raises TargetEnded where that is gone, NotPermitted where it may not be read."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -80,7 +81,7 @@ class ProcessMemory:
         try:
             self._pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise NotLive(f"The memory of process {pid} cannot be read: {error.strerror}.") from None
+            raise _problem(pid, error.errno) from None
         self.read_bytes = 0
         """Read so far."""
 
@@ -100,8 +101,10 @@ class ProcessMemory:
         first, last = start // PAGE_BYTES, -(-end // PAGE_BYTES)
         try:
             raw = os.pread(self._pagemap, 8 * (last - first), 8 * first)
-        except OSError:
-            return
+        except OSError as error:
+            raise _problem(self.pid, error.errno) from None
+        if len(raw) < 8 * (last - first):  # there is no memory behind the file any more
+            raise _problem(self.pid, errno.ESRCH)
         used = np.frombuffer(raw, np.uint64) & _PAGEMAP_IN_USE != 0
         edges = np.flatnonzero(np.diff(used, prepend=False, append=False))
         for a, b in ((first + edges.reshape(-1, 2)) * PAGE_BYTES).tolist():
@@ -110,9 +113,17 @@ class ProcessMemory:
     def read(self, address: int, size: int) -> bytes:
         """Up to `size` bytes at `address`."""
         buffer = ctypes.create_string_buffer(size)
-        local, remote = _Iovec(ctypes.addressof(buffer), size), _Iovec(address, size)
-        got = self._libc.process_vm_readv(self.pid, ctypes.addressof(local), 1, ctypes.addressof(remote), 1, 0)
-        return buffer.raw[: max(int(got), 0)]
+        got = self._read_into(_Iovec(ctypes.addressof(buffer), size), (_Iovec * 1)(_Iovec(address, size)))
+        return buffer.raw[:got]
+
+    def _read_into(self, local: _Iovec, remote: ctypes.Array[_Iovec]) -> int:
+        """How many bytes were read before the first page that cannot be."""
+        got = int(
+            self._libc.process_vm_readv(self.pid, ctypes.addressof(local), 1, ctypes.addressof(remote), len(remote), 0)
+        )
+        if got < 0 and ctypes.get_errno() != errno.EFAULT:
+            raise _problem(self.pid, ctypes.get_errno())
+        return max(got, 0)
 
     def words(self, ranges: Ranges) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.uint64]]]:
         """(addresses, 64-bit words at them), each (n,), of what of `ranges` is in use and can be read."""
@@ -133,10 +144,7 @@ class ProcessMemory:
             buffer = np.empty(sum(end - start for start, end in parts) // 8, np.uint64)
             local = _Iovec(buffer.ctypes.data, buffer.nbytes)
             remote = (_Iovec * len(parts))(*(_Iovec(start, end - start) for start, end in parts))
-            got = self._libc.process_vm_readv(
-                self.pid, ctypes.addressof(local), 1, ctypes.addressof(remote), len(parts), 0
-            )
-            got = max(int(got), 0) & ~7
+            got = self._read_into(local, remote) & ~7
             self.read_bytes += got
             if got:
                 addresses = np.concatenate([np.arange(start, end, 8, dtype=np.uint64) for start, end in parts])
@@ -155,7 +163,10 @@ def _behind(parts: list[tuple[int, int]], got: int) -> list[tuple[int, int]]:
 
 
 def writable_of(pid: int) -> Ranges:
-    """What process `pid` can write, but for devices and the memory of sessions and of Frida. Raises NotLive."""
+    """What process `pid` can write, but for devices and the memory of sessions and of Frida.
+
+    Raises TargetEnded, NotPermitted.
+    """
     found = []
     try:
         with open(f"/proc/{pid}/maps", errors="replace") as file:
@@ -166,8 +177,18 @@ def writable_of(pid: int) -> Ranges:
                     start, end = fields[0].split("-")
                     found.append((int(start, 16), int(end, 16)))
     except OSError as error:
-        raise NotLive(f"The mappings of process {pid} cannot be read: {error.strerror}.") from None
+        raise _problem(pid, error.errno) from None
+    if not found:  # so it is of one that is ending
+        raise _problem(pid, errno.ESRCH)
     return as_ranges(found)
+
+
+def _problem(pid: int, number: int | None) -> RtetrackError:
+    if number in (errno.ESRCH, errno.ENOENT):
+        return TargetEnded(f"Process {pid} has ended.")
+    if number in (errno.EPERM, errno.EACCES):
+        return not_permitted(pid)
+    return NotLive(f"The memory of process {pid} cannot be read: {os.strerror(number or 0)}.")
 
 
 def _may_hold_pointers(path: str) -> bool:

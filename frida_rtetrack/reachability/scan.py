@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from frida_rtetrack.errors import TargetEnded
 from frida_rtetrack.reachability.graph import Indexes
 from frida_rtetrack.reachability.memory import PAGE_BYTES, ProcessMemory, Ranges, as_ranges, common, without
 
@@ -86,20 +87,23 @@ class Pointers:
 def scan(blocks: Blocks, places: Iterable[Places], *, freed_counts: bool) -> tuple[Pointers, int]:
     """Reads the memory of each process once. Returns what points to `blocks`, and how many bytes were read.
 
-    `freed_counts`: the live set is not known to be complete, so that all of DPDK's heap counts. Raises NotLive.
+    `freed_counts`: the live set is not known to be complete, so that all of DPDK's heap counts. Raises NotPermitted.
     """
     found: list[tuple[NDArray[np.uint64], NDArray[np.int64], Indexes, Indexes, NDArray[np.uint64]]] = []
     read_bytes = 0
     pages = blocks.pages()
-    for place in places:
+    for place in places if blocks.starts.size else ():
         ranges = place.writable
         if not freed_counts:
             in_blocks = common(common(ranges, place.heap), pages)
             ranges = as_ranges(np.concatenate([without(ranges, place.heap), in_blocks]))
-        with ProcessMemory(place.pid) as memory:
-            for at, words in memory.words(ranges):
-                found.extend(_pointers(blocks, place, at, words, freed_counts))
-            read_bytes += memory.read_bytes
+        try:
+            with ProcessMemory(place.pid) as memory:
+                for at, words in memory.words(ranges):
+                    found.append(_pointers(blocks, place, at, words, freed_counts))
+                read_bytes += memory.read_bytes
+        except TargetEnded:  # what it held, it holds no more
+            continue
     columns = [np.concatenate(column) for column in zip(*found, strict=True)]
     return Pointers(*(columns or _NOTHING)), read_bytes
 
@@ -109,9 +113,7 @@ _NOTHING: Sequence[NDArray[np.generic]] = [np.empty(0, kind) for kind in (np.uin
 
 def _pointers(
     blocks: Blocks, place: Places, at: NDArray[np.uint64], words: NDArray[np.uint64], freed_counts: bool
-) -> Iterable[tuple[NDArray[np.uint64], NDArray[np.int64], Indexes, Indexes, NDArray[np.uint64]]]:
-    if not blocks.starts.size:
-        return
+) -> tuple[NDArray[np.uint64], NDArray[np.int64], Indexes, Indexes, NDArray[np.uint64]]:
     low = blocks.starts[0]
     values = words & ADDRESS_MASK
     near = np.flatnonzero(values - low < blocks.ends.max() - low)
@@ -123,7 +125,7 @@ def _pointers(
         counts &= (source != NOWHERE) | ~_inside(at[near], place.heap)
     near, source, target = near[counts], source[counts], target[counts]
     offset = values[near] - blocks.starts[target]
-    yield at[near], np.full(near.size, place.number), source, target, offset
+    return at[near], np.full(near.size, place.number), source, target, offset
 
 
 def _inside(addresses: NDArray[np.uint64], ranges: Ranges) -> NDArray[np.bool_]:

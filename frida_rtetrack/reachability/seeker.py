@@ -10,15 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from frida_rtetrack.errors import BadUsage, NotLive, RtetrackError
+from frida_rtetrack.errors import BadUsage, NotLive, TargetEnded
 from frida_rtetrack.reachability.dpdk import page_tables
 from frida_rtetrack.reachability.leaks import Judged, search
 from frida_rtetrack.reachability.memory import ProcessMemory, Ranges, as_ranges, common, without, writable_of
 from frida_rtetrack.reachability.scan import ADDRESS_MASK, NOWHERE, Blocks, Places, scan
 from frida_rtetrack.symbols.names import Names
-from frida_rtetrack.target import registers
+from frida_rtetrack.target import process, registers
 from frida_rtetrack.target.addressspace import HeapRegion
 from frida_rtetrack.target.group import TargetGroup
+from frida_rtetrack.target.registers import Registers
 from frida_rtetrack.target.target import Target
 from frida_rtetrack.tracking.map import TrackingMap
 
@@ -47,14 +48,12 @@ class Seeker:
         group: TargetGroup,
         names: Names,
         *,
-        others: Callable[[], Sequence[int]],
         sync: Callable[[], None],
     ) -> None:
-        """`others`: pids that have the heap mapped and are no targets; `sync` waits until what was recorded is applied."""
+        """`sync` waits until what was recorded is applied."""
         self._tracking = tracking
         self._group = group
         self._names = names
-        self._others = others
         self._sync = sync
         self._one_at_a_time = threading.Lock()
         self._page_tables: dict[tuple[int, tuple[HeapRegion, ...]], Ranges] = {}
@@ -80,6 +79,7 @@ class Seeker:
             places = self._places()
             pointers, _ = scan(blocks, places, freed_counts=not self._tracking.complete)
             pids = {place.number: place.pid for place in places}
+            self._group.refresh_spaces()
             mine = np.flatnonzero(pointers.target == index)[:MOST_REFERRERS].tolist()
             found = [
                 Referrer(
@@ -97,7 +97,7 @@ class Seeker:
         return [
             Referrer(0, target.pid, f"a register of thread {tid}", (word & mask) - start)
             for target in self._tracked()
-            for tid, words in registers.read(target.pid)[0].items()
+            for tid, words in registers.read(target.pid).words.items()
             for word in dict.fromkeys(words)
             if start <= word & mask < end
         ]
@@ -107,39 +107,43 @@ class Seeker:
     def _tracked(self) -> list[Target]:
         return [target for target in self._group.targets if target.is_tracked]
 
+    def _others(self) -> list[int]:
+        """Processes that are not tracked and may hold a pointer all the same: what was let go, who shares the heap, forked children."""
+        tracked = [target.pid for target in self._tracked()]
+        let_go = [target.pid for target in self._group.targets if target.detached and not target.is_gone()]
+        found = [*let_go, *process.sharing_the_heap(tracked), *self._group.offspring.living_pids()]
+        return [pid for pid in dict.fromkeys(found) if pid not in tracked]
+
     def _places(self) -> list[Places]:
-        found = [place for target in self._tracked() if (place := self._place(target)) is not None]
+        tracked = self._tracked()
+        if tracked and all(target.cleaned_up for target in tracked):
+            raise NotLive("The program has called rte_eal_cleanup: DPDK's heap is gone.", "Ask before it does.")
+        found = [place for target in tracked if (place := self._place(target)) is not None]
         if not found:
             raise NotLive("The program is not being tracked any more: nobody's memory can be looked into.")
         heap = as_ranges(np.concatenate([place.heap for place in found]))
-        known = {place.pid for place in found}
-        others = [pid for pid in dict.fromkeys([*self._others(), *self._group.offspring.pids()]) if pid not in known]
-        for number, pid in enumerate(others):
-            with contextlib.suppress(NotLive):  # a forked child that has ended
+        for number, pid in enumerate(self._others()):
+            with contextlib.suppress(TargetEnded):
                 found.append(Places(pid, -1 - number, writable_of(pid), heap))
         return found
 
     def _place(self, target: Target) -> Places | None:
-        try:
+        """Raises NotPermitted."""
+        with contextlib.suppress(TargetEnded):
             told = target.call("writable")
-        except RtetrackError:
-            return None  # it has ended, or is about to
-        programs = common(without(_ranges(told["ranges"]), _ranges(told["ours"])), writable_of(target.pid))
-        regions = tuple(target.space.heap_regions)
-        heap = as_ranges([(region.base, region.base + region.size_bytes) for region in regions])
-        if (target.pid, regions) not in self._page_tables:
-            with ProcessMemory(target.pid) as memory:
-                self._page_tables[target.pid, regions] = page_tables(memory, without(programs, heap), regions)
-        return Places(target.pid, target.number, without(programs, self._page_tables[target.pid, regions]), heap)
+            programs = common(without(_ranges(told["ranges"]), _ranges(told["ours"])), writable_of(target.pid))
+            regions = tuple(target.space.heap_regions)
+            heap = as_ranges([(region.base, region.base + region.size_bytes) for region in regions])
+            if (target.pid, regions) not in self._page_tables:
+                with ProcessMemory(target.pid) as memory:
+                    self._page_tables[target.pid, regions] = page_tables(memory, without(programs, heap), regions)
+            return Places(target.pid, target.number, without(programs, self._page_tables[target.pid, regions]), heap)
+        return None
 
-    def _registers(self) -> tuple[dict[int, list[int]], float]:
-        words: dict[int, list[int]] = {}
-        longest = 0.0
-        for target in self._tracked():
-            found, stood = registers.read(target.pid)
-            words |= found
-            longest = max(longest, stood)
-        return words, longest
+    def _registers(self) -> Registers:
+        """Of the tracked processes; the threads of the others are not stopped."""
+        seen = Registers(unseen=sum(len(registers.threads_of(pid)) for pid in self._others()))
+        return sum((registers.read(target.pid) for target in self._tracked()), seen)
 
     # ---- in words
 
@@ -157,7 +161,6 @@ class Seeker:
         thread = self._names.thread_of_stack(at, process)
         if thread is not None:
             return f"the stack of {thread.name} (tid {thread.tid})"
-        target.space.refresh()
         return self._names.variable_at(at, process) or target.space.describe(at).removeprefix("in ").removeprefix("on ")
 
 

@@ -266,6 +266,11 @@ def lost(found: LostReport, sites: int) -> Iterator[str]:
             yield from call_site(site)
         if len(found.lost.call_sites) > sites:
             yield f"  {count(len(found.lost.call_sites) - sites, 'more call site')} are not shown."
+    elif found.indirectly_lost.blocks:
+        indirect = found.indirectly_lost
+        yield f"Lost: {size(indirect.size_bytes)} in {count(indirect.blocks, 'block')} that only a lost block of EAL's own points to."
+        for site in indirect.call_sites[:sites]:
+            yield from call_site(site)
     else:
         yield "Nothing is lost: something points to each block."
     yield f"{count(found.held, 'block')} held, {found.eal:,} of EAL's own."
@@ -278,5 +283,10 @@ def lost(found: LostReport, sites: int) -> Iterator[str]:
         f"{size(found.read_bytes)} read in {count(found.looks, 'look')}, {duration(found.seconds)}{stood}. "
         "What merely looks like a pointer counts as one."
     )
+    if found.unseen_threads:
+        yield (
+            f"The registers of {count(found.unseen_threads, 'thread')} could not be looked at: what nothing but those "
+            "points to is taken for lost."
+        )
     if not found.complete:
         yield "Not all live blocks are known here: what was freed counts as holding pointers, too."

@@ -42,6 +42,8 @@ class LostReport:
     looks: int
     seconds: float
     read_bytes: int
+    unseen_threads: int
+    """Threads whose registers could not be looked at."""
     longest_stop_s: float
     """0: no thread was stopped."""
 
@@ -63,5 +65,6 @@ def report(judged: Judged, eal_ranges: Sequence[tuple[int, int]], names: Names, 
         looks=judged.looks,
         seconds=judged.seconds,
         read_bytes=judged.read_bytes,
+        unseen_threads=judged.unseen_threads,
         longest_stop_s=judged.longest_stop_s,
     )

@@ -57,7 +57,7 @@ class ElfError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Function:
+class Symbol:
     """A function symbol: its (mangled) name without version, and its address in the file's own numbering."""
 
     name: str
@@ -68,7 +68,7 @@ FUNCTIONS = (STT_FUNC, STT_GNU_IFUNC)
 OBJECTS = (STT_OBJECT,)
 
 
-class FunctionTable:
+class SymbolTable:
     """The functions, or the variables, that one symbol table defines, for lookups by address."""
 
     def __init__(self, symbols: NDArray[np.void], strings: bytes, kinds: Sequence[int] = FUNCTIONS) -> None:
@@ -83,7 +83,7 @@ class FunctionTable:
         self._bindings = symbols["info"] >> 4
         self._strings = strings
 
-    def find(self, address: int) -> Function | None:
+    def find(self, address: int) -> Symbol | None:
         """The function with start <= `address` < start + size, or None; the innermost one where ranges nest.
 
         Of several names for it, the one a person would use: few leading underscores, global before weak before local.
@@ -99,7 +99,7 @@ class FunctionTable:
                 start = int(self._starts[i])
                 binding = (STB_GLOBAL, STB_WEAK, STB_LOCAL).index(min(int(self._bindings[i]), STB_WEAK))
                 names.append((len(name) - len(name.lstrip("_")), binding, name))
-        return Function(min(names)[2], start) if names else None
+        return Symbol(min(names)[2], start) if names else None
 
     def addresses(self, names: Sequence[str]) -> dict[str, int]:
         """Where the functions called exactly `names` start; those that are not here are left out."""
@@ -177,16 +177,16 @@ class ElfFile:
         """Whether the file itself carries `.debug_info`, compressed or not."""
         return any(name in self._section_names for name in (".debug_info", ".zdebug_info"))
 
-    def functions(self) -> list[FunctionTable]:
+    def functions(self) -> list[SymbolTable]:
         """Tables to search one after another: `.symtab`, else what `.gnu_debugdata` and `.dynsym` have."""
         full = self._tables(SHT_SYMTAB)
         return full or self._mini_debug_info() + self._tables(SHT_DYNSYM)
 
-    def variables(self) -> list[FunctionTable]:
+    def variables(self) -> list[SymbolTable]:
         """The same of the global and static variables; `.gnu_debugdata` has none."""
         return self._tables(SHT_SYMTAB, OBJECTS) or self._tables(SHT_DYNSYM, OBJECTS)
 
-    def _mini_debug_info(self) -> list[FunctionTable]:
+    def _mini_debug_info(self) -> list[SymbolTable]:
         """Fedora's and RHEL's replacement for a stripped `.symtab`: a whole ELF file, compressed, in a section."""
         packed = self._section(".gnu_debugdata")
         if packed is None:
@@ -200,7 +200,7 @@ class ElfFile:
             file.write(data)
         return ElfFile(descriptor)._tables(SHT_SYMTAB)
 
-    def _tables(self, kind: int, symbol_kinds: Sequence[int] = FUNCTIONS) -> list[FunctionTable]:
+    def _tables(self, kind: int, symbol_kinds: Sequence[int] = FUNCTIONS) -> list[SymbolTable]:
         tables = []
         for section in self._sections[self._sections["type"] == kind]:
             entry_bytes = self._layout(_SYMBOL[self._bits]).itemsize
@@ -210,7 +210,7 @@ class ElfFile:
                 raise ElfError("symbol table without strings")
             strings = self._sections[int(section["link"])]
             texts = self._read(int(strings["offset"]), int(strings["size"]))
-            tables.append(FunctionTable(symbols, texts, symbol_kinds))
+            tables.append(SymbolTable(symbols, texts, symbol_kinds))
         return tables
 
     def _loads(self) -> NDArray[np.void]:

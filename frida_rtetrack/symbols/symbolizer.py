@@ -27,7 +27,7 @@ from symbolic.exceptions import SymbolicError
 
 from frida_rtetrack.stream.events import MODULE_LOADED
 from frida_rtetrack.symbols.demangle import demangle
-from frida_rtetrack.symbols.elf import ElfError, ElfFile, Function, FunctionTable
+from frida_rtetrack.symbols.elf import ElfError, ElfFile, Symbol, SymbolTable
 
 DEBUG_DIRECTORIES = ("/usr/lib/debug",)
 ADDRESSES_KEPT = 1 << 18
@@ -305,7 +305,7 @@ class _ModuleNames:
         return (*frames, holder)
 
     @functools.cached_property
-    def _variables(self) -> list[FunctionTable]:
+    def _variables(self) -> list[SymbolTable]:
         return [table for file in self._files for table in file.variables()]
 
     def variable(self, offset: int) -> str | None:
@@ -318,7 +318,7 @@ class _ModuleNames:
                 return demangle(found.name) + (f"+{inside}" if inside else "")
         return None
 
-    def _find(self, address: int) -> Function | None:
+    def _find(self, address: int) -> Symbol | None:
         for table in self._tables:
             function = table.find(address)
             if function is not None:

@@ -83,9 +83,9 @@ class Offspring(Subscriber):
         """The pid of the forked child with this index in the process table; 0 where there is none that is known."""
         return self._pids.get(number, 0)
 
-    def pids(self) -> list[int]:
-        """Of the forked children that are known, gone ones included."""
-        return list(self._pids.values())
+    def living_pids(self) -> list[int]:
+        """Of the forked children that are known and have not ended."""
+        return [pid for number, pid in self._pids.items() if _is_alive(self._children.get(number, -1))]
 
     def _notice_children(self) -> None:
         for number in range(self._memory.processes_used()):

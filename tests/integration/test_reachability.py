@@ -22,15 +22,24 @@ def sites(share):
 with Host.spawn(sys.argv[2:], Options(engine=sys.argv[1])) as host:
     while b"R" not in open(f"/proc/{host.pid}/comm", "rb").read():
         time.sleep(0.01)
-    found = host.leaks()
+    host.sync()
     live = {}
     for block in host.tracking.live():
         live.setdefault(host.names.label_text(int(block["label"])), []).append(int(block["address"]))
+    planted = host._group.first.session.create_script(
+        "globalThis.kept = Memory.alloc(64); kept.writePointer(ptr('%d'));" % live["lost"][0])
+    planted.load()  # a pointer in Frida's own heap
+    found = host.leaks()
     refs = {label: [(ref.where, ref.offset) for ref in host.refs(addresses[0])] for label, addresses in live.items()}
     try:
         host.refs(4096)
     except Exception as error:
         refs["nowhere"] = [(f"{type(error).__name__}: {error}", 0)]
+    host.pause()
+    try:
+        host.leaks()
+    except Exception as error:
+        refs["paused"] = [(f"{type(error).__name__}: {error}", 0)]
     print(json.dumps({"lost": sites(found.lost), "indirect": sites(found.indirectly_lost), "held": found.held,
                       "complete": found.complete, "refs": refs, "seconds": found.seconds}))
     host.kill()
@@ -64,6 +73,7 @@ def test_what_is_lost_is_told_from_what_is_held_in_any_way(judged: dict[str, Any
     assert refs["held-by-stack"]
     assert refs["lost"] == []
     assert refs["nowhere"] == [["BadUsage: 0x1000 lies in no live block.", 0]]
+    assert refs["paused"] == [["BadUsage: Nothing is recorded now: which blocks are live is not known.", 0]]
     if engine == "native":
         assert any("the stack of held" in where for where, _ in refs["held-by-stack"])
 
@@ -73,8 +83,9 @@ def test_reading_the_registers_goes_unnoticed(runner: Runner, actors: tuple[str,
     program = Restless(runner, *actors)
     program.assert_well()
     for _ in range(8):
-        words, longest_s = registers.read(program.pid)
-        assert program.pid in words
-        assert all(len(each) > 27 for each in words.values())
-        assert 0 < longest_s < registers.SECONDS
+        seen = registers.read(program.pid)
+        assert program.pid in seen.words
+        assert all(len(each) > 27 for each in seen.words.values())
+        assert 0 < seen.longest_stop_s < registers.SECONDS
+        assert seen.unseen == 0 or "forks" in actors
         program.assert_well()

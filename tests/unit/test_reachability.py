@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
+import signal
+import subprocess
 import time
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from frida_rtetrack.errors import NotLive
+from frida_rtetrack.errors import TargetEnded
 from frida_rtetrack.reachability.graph import Hold, judge
 from frida_rtetrack.reachability.leaks import search
 from frida_rtetrack.reachability.memory import (
@@ -24,6 +26,9 @@ from frida_rtetrack.reachability.memory import (
     writable_of,
 )
 from frida_rtetrack.reachability.scan import NOWHERE, Blocks, Places, scan
+from frida_rtetrack.target import registers
+from frida_rtetrack.target.arrival.ptrace import TracedThread
+from frida_rtetrack.target.registers import Registers
 from frida_rtetrack.tracking.blocktable import BLOCK_DTYPE
 
 NODES = 12
@@ -153,10 +158,30 @@ def test_what_cannot_be_read_is_passed_over_and_the_rest_is_read(room: Room) -> 
 def test_a_process_that_is_gone_is_said_to_be() -> None:
     pid = os.spawnlp(os.P_NOWAIT, "true", "true")
     os.waitpid(pid, 0)
-    with pytest.raises(NotLive, match="cannot be read"):
+    with pytest.raises(TargetEnded, match="has ended"):
         ProcessMemory(pid)
-    with pytest.raises(NotLive, match="cannot be read"):
+    with pytest.raises(TargetEnded, match="has ended"):
         writable_of(pid)
+
+
+def test_a_process_that_ends_while_it_is_read_is_said_to_have_ended_and_holds_nothing(room: Room) -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        ranges = writable_of(child.pid)
+        with ProcessMemory(child.pid) as memory:
+            child.kill()
+            child.wait()
+            with pytest.raises(TargetEnded):
+                list(memory.words(ranges))
+            with pytest.raises(TargetEnded):
+                memory.read(room.start, 8)
+    finally:
+        child.kill()
+    heap = as_ranges([(room.start, room.end)])
+    pointers, read_bytes = scan(
+        Blocks(live((room.start, 64))), [Places(child.pid, 0, ranges, heap)], freed_counts=False
+    )
+    assert (pointers.target.size, read_bytes) == (0, 0)
 
 
 def test_pointers_are_found_tagged_and_into_a_block_but_not_behind_it(room: Room) -> None:
@@ -191,7 +216,7 @@ def test_a_pointer_that_was_seen_once_or_is_in_a_register_makes_a_block_held(roo
     def judge_now(*held: int) -> dict[int, int]:
         nonlocal looks
         looks = 0
-        found = search(lambda: rows, places, lambda: ({1: held}, 0.001), complete=lambda: True)
+        found = search(lambda: rows, places, lambda: Registers({1: list(held)}, 0.001), complete=lambda: True)
         return dict(zip(found.blocks.starts.tolist(), found.holds.tolist(), strict=True))
 
     assert judge_now() == {heap: Hold.HELD, heap + 128: Hold.LOST, heap + 256: Hold.LOST}
@@ -207,7 +232,7 @@ def test_a_block_that_is_freed_or_new_during_the_search_is_not_called_lost(room:
     def now() -> np.ndarray[tuple[int], np.dtype[np.void]]:
         return answers.pop(0) if len(answers) > 1 else answers[0]
 
-    found = search(now, lambda: [place], lambda: ({}, 0.0), complete=lambda: True)
+    found = search(now, lambda: [place], Registers, complete=lambda: True)
     assert found.lost(Hold.LOST)["address"].tolist() == [heap + 128]
 
 
@@ -216,10 +241,30 @@ def test_where_nothing_is_lost_one_look_is_enough_and_no_thread_is_stopped(room:
     room.words[0] = heap
     place = Places(os.getpid(), 0, as_ranges([(room.start, room.end)]), as_ranges([(heap, room.end)]))
 
-    def registers() -> tuple[dict[int, list[int]], float]:
+    def registers() -> Registers:
         raise AssertionError("nobody is to be stopped")
 
     begun = time.monotonic()
     found = search(lambda: live((heap, 64)), lambda: [place], registers, complete=lambda: True)
     assert (found.looks, found.lost(Hold.LOST).size) == (1, 0)
     assert found.seconds <= time.monotonic() - begun
+
+
+# ---- registers
+
+
+def test_a_thread_that_another_tracer_has_or_that_is_stopped_is_counted_as_not_seen() -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        seen = registers.read(child.pid)
+        assert (set(seen.words), seen.unseen) == ({child.pid}, 0)
+        os.kill(child.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+        assert (registers.read(child.pid).words, registers.read(child.pid).unseen) == ({}, 1)
+        os.kill(child.pid, signal.SIGCONT)
+        TracedThread(child.pid).seize()
+        assert (registers.read(child.pid).words, registers.read(child.pid).unseen) == ({}, 1)
+    finally:
+        child.kill()
+        child.wait()
+    assert registers.read(child.pid) == Registers()

@@ -7,6 +7,6 @@ one that only waits, borrows it for some hundred microseconds to call pthread_cr
 
     host ──starts──▶ helper ──ptrace──▶ lender (main, or a thread that waits) ──pthread_create──▶ stand-in ◀── Frida
 
-`standin` is the host's side; the helper is `helper`, `lending`, `safepoint`, `unwind`, `cfi`, `modules`, `ptrace`: with
+`standin` is the host's side; the helper is `helper`, `lending`, `safepoint`, `waits`, `unwind`, `cfi`, `modules`, `ptrace`: with
 nothing but the standard library, since it is started anew for each attach. x86-64 Linux only.
 """

@@ -13,12 +13,10 @@ import random
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from frida_rtetrack.target.arrival import lending
 from frida_rtetrack.target.arrival.modules import AddressMap, Memory
 from frida_rtetrack.target.arrival.ptrace import (
-    NO_SYSTEM_CALL,
     NotStopped,
     Registers,
     Stopped,
@@ -26,8 +24,9 @@ from frida_rtetrack.target.arrival.ptrace import (
     TracedThread,
 )
 from frida_rtetrack.target.arrival.region import FUNCTIONS, LOADER_FUNCTIONS, Region
-from frida_rtetrack.target.arrival.safepoint import EINTR_WAITS, WAITS, Judge, Unsafe
+from frida_rtetrack.target.arrival.safepoint import Judge, Unsafe
 from frida_rtetrack.target.arrival.unwind import NoEnd, NotKnownYet, StackCopy, StackTooDeep, Unwinder
+from frida_rtetrack.target.arrival.waits import WAITS, Wait, begin_again
 
 STOP_S = 3.0
 """For a thread to stop, on a busy machine; one that has just gone into vfork does when its child has executed something."""
@@ -37,22 +36,10 @@ FRESH_WAIT_S = 2.0
 """So long the beginning of a wait is looked for whose time limit a stop makes start anew."""
 MAIN_ONLY_S = 0.2
 _STACK_BYTES, _STACK_MAX_BYTES = 1 << 14, 1 << 23
-_EINTR = -4
-_TIME_LIMIT_ARGUMENT = {"rdx": 3, "r10": 4}
 
 
 class Refused(Exception):
     """It cannot be done in this process, now or later."""
-
-
-@dataclass
-class _Wait:
-    """What /proc tells of a thread without touching it."""
-
-    state: str
-    call: int | None
-    arguments: tuple[int, ...]
-    switches: int
 
 
 class Arrival:
@@ -119,27 +106,15 @@ class Arrival:
             others = [int(name) for name in os.listdir(f"/proc/{self.pid}/task") if int(name) != self.pid]
             random.shuffle(others)
             for tid in others[:8]:
-                wait = self._wait_of(tid)
+                wait = Wait.of(self.pid, tid)
                 if wait is not None and wait.call in WAITS:
                     yield tid
                     break
             yield self.pid
 
-    def _wait_of(self, tid: int) -> _Wait | None:
-        try:
-            with open(f"/proc/{self.pid}/task/{tid}/status") as file:
-                status = dict(line.split(":\t", 1) for line in file if ":\t" in line)
-            with open(f"/proc/{self.pid}/task/{tid}/syscall") as file:
-                words = file.read().split()
-        except OSError:
-            return None
-        numbers = tuple(int(word, 16) for word in words[1:]) if len(words) > 2 else ()
-        call = int(words[0]) if numbers and words[0].lstrip("-").isdecimal() else None
-        return _Wait(status["State"][:1], call, numbers, int(status["voluntary_ctxt_switches"]))
-
     def _worth_stopping(self, tid: int) -> bool:
         """Whether a look makes sense, and disturbs nothing."""
-        wait = self._wait_of(tid)
+        wait = Wait.of(self.pid, tid)
         if wait is None or wait.state in "ZX":
             self.why = "its main thread has ended"
             return False
@@ -153,14 +128,9 @@ class Arrival:
             return wait.state == "R"
         return not self._limit_would_start_anew(tid, wait)
 
-    def _limit_would_start_anew(self, tid: int, wait: _Wait) -> bool:
+    def _limit_would_start_anew(self, tid: int, wait: Wait) -> bool:
         """A wait with a time limit that the kernel does not continue is taken at its beginning, if it has one in time."""
-        assert wait.call is not None
-        register = EINTR_WAITS.get(wait.call, "")
-        if not register or time.monotonic() - self._begun > FRESH_WAIT_S:
-            return False
-        limit = wait.arguments[_TIME_LIMIT_ARGUMENT[register] - 1]
-        if (limit & 0xFFFFFFFF == 0xFFFFFFFF) if wait.call in (232, 281) else limit == 0:
+        if not wait.limit_would_start_anew or time.monotonic() - self._begun > FRESH_WAIT_S:
             return False
         seen = self._fresh.setdefault(tid, wait.switches)
         self.why = "it is in the middle of a wait with a time limit"
@@ -178,7 +148,7 @@ class Arrival:
         held = True
         try:
             found = thread.registers()
-            back = self._unmoved(thread, tid, found)
+            back = begin_again(self.pid, tid, thread, found)
             stack = self._copy_stack(tid, found)
             try:
                 self._judge.check(self._unwinder.walk(found, stack, learn=False), found)
@@ -201,19 +171,6 @@ class Arrival:
 
     def _note(self, begun_ns: int) -> None:
         self.longest_us = max(self.longest_us, (time.perf_counter_ns() - begun_ns) // 1000)
-
-    def _unmoved(self, thread: TracedThread, tid: int, registers: Registers) -> Registers:
-        """The registers to go on with: a wait that ended with EINTR for our stop alone is made to begin again."""
-        if registers.signed("rax") != _EINTR or registers.signed("orig_rax") not in EINTR_WAITS:
-            return registers
-        with open(f"/proc/{self.pid}/task/{tid}/status") as file:
-            status = dict(line.split(":\t", 1) for line in file if ":\t" in line)
-        pending = (int(status["SigPnd"], 16) | int(status["ShdPnd"], 16)) & ~thread.signal_mask()
-        if pending:
-            return registers
-        again = registers.but(rip=registers["rip"] - 2, rax=registers["orig_rax"], orig_rax=NO_SYSTEM_CALL)
-        thread.set_registers(again)
-        return again
 
     def _copy_stack(self, tid: int, registers: Registers) -> StackCopy:
         size = self._stack_bytes.get(tid, _STACK_BYTES)

@@ -13,43 +13,14 @@ from collections.abc import Sequence
 from frida_rtetrack.target.arrival.modules import AddressMap, Memory, Module
 from frida_rtetrack.target.arrival.ptrace import Registers
 from frida_rtetrack.target.arrival.unwind import Frame
+from frida_rtetrack.target.arrival.waits import FUTEX, WAITS
 
 _ALLOCATORS = ("malloc", "_ZnwmRKSt9nothrow_t")
 _START_FRAMES = 2  # __libc_start_call_main and __libc_start_main, or start_thread and clone
 _WAITING_FRAMES = 8
 _SYSTEM_CALL = b"\x0f\x05"
-_FUTEX = 202
 _FUTEX_WAIT_BITSET = 9
 _FUTEX_COMMAND = 0x7F
-
-WAITS = frozenset(
-    {
-        *(35, 230),  # nanosleep, clock_nanosleep
-        *(7, 271, 23, 270, 232, 281, 441),  # poll, ppoll, select, pselect6, epoll_wait, epoll_pwait, epoll_pwait2
-        *(0, 19, 45, 47, 299, 43, 288),  # read, readv, recvfrom, recvmsg, recvmmsg, accept, accept4
-        *(61, 247),  # wait4, waitid
-        *(34, 130, 128),  # pause, rt_sigsuspend, rt_sigtimedwait
-        *(65, 220, 70, 243),  # semop, semtimedop, msgrcv, mq_timedreceive
-        219,  # restart_syscall: nanosleep, poll or futex with a time limit, which no lock of the C library's has
-        _FUTEX,
-    }
-)
-"""System calls that a thread may wait in."""
-
-EINTR_WAITS = {
-    232: "r10",
-    281: "r10",
-    441: "r10",
-    128: "rdx",
-    220: "r10",
-    65: "",
-    45: "",
-    47: "",
-    43: "",
-    288: "",
-    0: "",
-}
-"""Of those, the ones that a mere stop can end with EINTR (signal(7)), with the register that has their time limit."""
 
 
 class Unsafe(Exception):
@@ -90,7 +61,7 @@ class Judge:
             raise Unsafe("the C library or the dynamic linker has called it")
         if inner:
             self._check_wait(frames[:inner], registers, call)
-        elif self._own_allocator and call in (None, _FUTEX) and len(frames) > 1:
+        elif self._own_allocator and call in (None, FUTEX) and len(frames) > 1:
             raise Unsafe("it computes, and the program has its own malloc")
 
     def _check_wait(self, inner: Sequence[Frame], registers: Registers, call: int | None) -> None:
@@ -101,7 +72,7 @@ class Judge:
         if len(inner) > _WAITING_FRAMES:
             raise Unsafe("it waits deep inside the C library")
         # FUTEX_WAIT, without _BITSET: the C library's own locks, malloc's among them, and mutexes of the program's.
-        locks = call == _FUTEX and registers["rsi"] & _FUTEX_COMMAND != _FUTEX_WAIT_BITSET
+        locks = call == FUTEX and registers["rsi"] & _FUTEX_COMMAND != _FUTEX_WAIT_BITSET
         if locks and (self._own_allocator or inner[-1].function not in self._waiting_mutex):
             raise Unsafe("it waits for a lock of the C library's")
 
