@@ -17,11 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from frida_rtetrack.errors import BadUsage, RtetrackError
+from frida_rtetrack.errors import BadUsage, NotLive, RtetrackError
 from frida_rtetrack.observer import Observer, QueuedObserver
 from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_FRAMES, Options
 from frida_rtetrack.reachability.seeker import Referrer, Seeker
 from frida_rtetrack.recording import file as recording_file
+from frida_rtetrack.recording.recorder import Recorder
 from frida_rtetrack.reports import lost, summary
 from frida_rtetrack.reports.lost import LostReport
 from frida_rtetrack.reports.moment import Moment, Run
@@ -76,6 +77,7 @@ class Host:
         self._told = QueuedObserver(self.observer, self._work.put)
         self._group = TargetGroup(options, symbols_of=dpdk.symbols_of, told=self._told, wake=self._wake)
         self._session: Session
+        self._recorder: Recorder | None = None
         self._start: Start
 
     # ---- beginning ----
@@ -190,8 +192,9 @@ class Host:
             sync=self.sync,
         )
         self._session.dumper.check()
-        if self._session.recorder is not None:
-            self._session.recorder.begin(self._state, started=self._start, version=VERSION, host=platform.node())
+        self._recorder = self._session.recorder
+        if self._recorder is not None:
+            self._recorder.begin(self._state, started=self._start, version=VERSION, host=platform.node())
         self._session.pump.start()
         self._work.start()
         self._group.start_first()
@@ -262,8 +265,8 @@ class Host:
             self._session.pump.join(UNLOAD_SECONDS)
             self._work.join(UNLOAD_SECONDS)
             self._group.offspring.join_threads(UNLOAD_SECONDS)
-            if self._session.recorder is not None:
-                self._session.recorder.finish(
+            if self._recorder is not None:
+                self._recorder.finish(
                     names=self.options.record_names, ending=self.ending, verified=self.verified, **self._state()
                 )
         self._group.close()
@@ -327,6 +330,24 @@ class Host:
     def lost(self) -> int:
         """Events that were dropped: the ring stayed full, or a thread died while it wrote one."""
         return self._session.pump.lost
+
+    def record(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Records the session from here on into a new file at `path`; with `force` over a recording that is there.
+
+        Raises BadUsage, NotLive.
+        """
+        if self._recorder is not None and self._recorder.failed is None:
+            raise BadUsage(
+                f"The session is being recorded in {self._recorder.path} already.", "One recording at a time."
+            )
+        if self._end.over.is_set():
+            raise NotLive("The tracking is over: there is nothing to record any more.")
+        recording_file.check(Path(path), force=force)
+        recorder = self._session.make_recorder(Path(path), force)
+        with self._session.heap.view.undisturbed(), self._session.pump.lock:
+            recorder.begin(self._state, started=self._start, version=VERSION, host=platform.node())
+            self._session.pump.subscribe(recorder)
+        self._recorder = recorder
 
     def _state(self) -> dict[str, Any]:
         """What a recording says of the tracking itself."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from frida_rtetrack.observer import Observer, QueuedObserver
 from frida_rtetrack.options import Options
@@ -35,7 +36,10 @@ class Session:
     heap: TrackedHeap
     dumper: Dumper
     stats: StatsTaker
+    make_recorder: Callable[[Path, bool], Recorder]
+    """(path, force): a recorder of this session, into a new file. Raises BadUsage."""
     recorder: Recorder | None
+    """The one that the options ask for."""
 
 
 def put_together(
@@ -91,10 +95,12 @@ def put_together(
     pump.subscribe(heap, dumper)
     if options.follow_fork:
         pump.subscribe(group.offspring)
+
+    def make_recorder(path: Path, force: bool) -> Recorder:
+        return Recorder(path, group.memory, names, heap, group, on_problem=told.problem, force=force)
+
     recorder = None
     if options.record is not None:
-        recorder = Recorder(
-            options.record, group.memory, names, heap, group, on_problem=told.problem, force=options.record_over
-        )
+        recorder = make_recorder(options.record, options.record_over)
         pump.subscribe(recorder)
-    return Session(names, pump, heap, dumper, StatsTaker(heap, names), recorder)
+    return Session(names, pump, heap, dumper, StatsTaker(heap, names), make_recorder, recorder)

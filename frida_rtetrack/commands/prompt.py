@@ -28,7 +28,16 @@ if TYPE_CHECKING:
 
 HISTORY = Path("~/.rtetrack_frida_history")
 ORDERS = ("bytes", "blocks", "oldest")
-MOST_WORDS: dict[str, int | None] = {"dump": 1, "top": 2, "show": 1, "bad": 1, "refs": 1, "leaks": 1, "send": None}
+MOST_WORDS: dict[str, int | None] = {
+    "dump": 1,
+    "top": 2,
+    "show": 1,
+    "bad": 1,
+    "refs": 1,
+    "leaks": 1,
+    "record": 1,
+    "send": None,
+}
 """How many words a command takes at the most; None: any number. Others take none."""
 
 
@@ -65,6 +74,7 @@ class Prompt:
             "refs": self._refs,
             "leaks": self._leaks,
             "verify": self._verify,
+            "record": self._record,
             "pause": self._pause,
             "resume": self._resume,
             "detach": self._detach,
@@ -250,6 +260,14 @@ class Prompt:
         else:
             yield from text.verified(difference, self._host.names)
 
+    def _record(self, words: list[str]) -> Iterator[str]:
+        """record FILE            record the session from here on, for the reports: rtetrack-frida summary FILE"""
+        if not words:
+            raise BadUsage("record takes the path of a new file.")
+        path = Path(words[0]).expanduser()
+        self._host.record(path)
+        yield f"Recording into {path}."
+
     def _pause(self, words: list[str]) -> Iterator[str]:
         """pause                  stop recording; the program goes on"""
         self._host.pause()
@@ -297,7 +315,7 @@ class Prompt:
     def _completer(self) -> NestedCompleter:
         options: dict[str, NestedCompleter | None] = {name: None for name in self._commands}
         words = NestedCompleter.from_nested_dict({**options, "top": set(ORDERS)})
-        words.options["dump"] = PathCompleter(expanduser=True)
+        words.options["dump"] = words.options["record"] = PathCompleter(expanduser=True)
         return words
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from frida_rtetrack.reports.summary import Start
 from frida_rtetrack.target.target import Ending
-from frida_rtetrack.tracking.heap import HeapDifference
+from frida_rtetrack.tracking.heap import HeapDifference, HeapOwner
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,11 @@ class About:
     host: str = ""
     begun_complete: bool = True
     """Whether every block was seen from its allocation on: not where a running program was joined."""
+    init_ranges: tuple[tuple[int, int], ...] = ()
+    """Of EalLife, where the recording began later than the session."""
+    owner: HeapOwner | None = None
+    cleaned_up: tuple[int, ...] = ()
+    """Processes that had called rte_eal_cleanup by then."""
     pid: int = 0
     engine: str = "?"
     compiler: str = "?"

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import zstandard
 
 from frida_rtetrack.errors import BadUsage
 from frida_rtetrack.recording.columns import COLUMNS, columns_of
@@ -22,6 +23,7 @@ from frida_rtetrack.symbols.names import Stack
 from frida_rtetrack.symbols.symbolizer import Frame, Module
 from frida_rtetrack.tracking.amendments import Amendment
 from frida_rtetrack.tracking.badfree import BadFreeReport
+from frida_rtetrack.tracking.map import MapState
 
 _CACHE_KIB = 8192
 _I64 = 1 << 63
@@ -118,6 +120,12 @@ class RecordingFile:
     def about(self, **values: Any) -> None:
         """What is known of the session as a whole, each as JSON."""
         self._insert("about", [(key, as_json(value)) for key, value in values.items()])
+
+    def beginning(self, state: MapState) -> None:
+        """The heap as it was when the recording began, later than the session."""
+        told = msgspec.to_builtins(state.resizes), state.events, state.totals, state.peak, state.complete
+        live = zstandard.ZstdCompressor(level=1, write_checksum=True).compress(state.live.tobytes())
+        self._insert("beginning", [(None, msgspec.msgpack.encode(told), live)])
 
     def chunk(self, first: int, events: EventBatch, times: Times) -> None:
         """The events (n,), n > 0, the first of which is event number `first` of the recording."""

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import msgspec
 import numpy as np
+import zstandard
 
 from frida_rtetrack.errors import DamagedRecording, NoRecording
 from frida_rtetrack.recording.about import About
@@ -28,6 +29,8 @@ from frida_rtetrack.stream.ring import ModuleRecord, StackRecord, ThreadRecord
 from frida_rtetrack.symbols.symbolizer import Frame
 from frida_rtetrack.tracking.amendments import Amendment
 from frida_rtetrack.tracking.badfree import BadFreeReport
+from frida_rtetrack.tracking.map import BLOCK_DTYPE, MapState, Peak, Totals
+from frida_rtetrack.tracking.rules import Resize
 
 EVENTS_IN_A_CHUNK = 1 << 20
 """At most; more is no chunk of ours."""
@@ -104,6 +107,20 @@ class Recording:
             return int(first or 0), max(int(last or 0), int(first or 0))
         except (sqlite3.Error, TypeError, ValueError):
             return 0, 0
+
+    def beginning(self) -> MapState | None:
+        """The heap as it was when the recording began; None where that was with the session. Raises DamagedRecording."""
+        try:
+            rows = self._all("SELECT state, live FROM beginning")
+            if not rows:
+                return None
+            resizes, events, totals, peak, complete = msgspec.msgpack.decode(
+                rows[0][0], type=tuple[dict[int, Resize], int, Totals, Peak, bool]
+            )
+            raw = zstandard.ZstdDecompressor().decompress(rows[0][1])
+            return MapState(np.frombuffer(raw, BLOCK_DTYPE).copy(), events, totals, peak, complete, resizes)
+        except (sqlite3.Error, ValueError, TypeError, zstandard.ZstdError, MemoryError) as error:
+            raise self._damaged(error) from None
 
     def amendments(self) -> list[tuple[int, Amendment]]:
         """(position, amendment): what came before event number `position`, in order."""

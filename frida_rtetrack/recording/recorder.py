@@ -111,6 +111,7 @@ class Recorder(Subscriber):
         self._modules_used = -1
         self._targets: set[int] = set()
         self._bad_frees = 0
+        self._leaves_before = 0
         self._told: dict[str, Any] = {}
         self._piece = _Piece(0)
         self._sealed_at = self._committed_at = time.monotonic()
@@ -127,10 +128,30 @@ class Recorder(Subscriber):
         `about`: what is known of the session; `state()`: what changes of it, asked each time something is written.
         """
         self._state = state
+        if self._heap.map.events:
+            self._begin_late()
         self._tell(**about, begun_complete=self._heap.map.complete)
         self._file.commit()
         self._heap.map.on_amended = self._on_amended
         self._thread.start()
+
+    def _begin_late(self) -> None:
+        """What was live, and what was known of EAL, when the recording began: the reader goes on from there."""
+        heap = self._heap
+        beginning = heap.map.state()
+        live = beginning.live
+        self._file.beginning(beginning)
+        self._leaves_before = len(heap.eal.last_leaves)
+        self._tell(init_ranges=list(heap.eal.init_ranges), owner=heap.eal.owner.value)
+        self._tell(cleaned_up=[target.number for target in self._processes.targets if target.cleaned_up])
+        moved = [resize.moved_aside for resize in beginning.resizes.values() if resize.moved_aside is not None]
+        self._write_numbers(
+            labels=np.append(live["label"], [block.label for block in moved]).astype(np.uint32),
+            threads=np.append(live["thread"], [block.thread for block in moved]).astype(np.uint32),
+            stacks=np.concatenate([live["stack"], live["resize_stack"], [block.stack for block in moved]]).astype(
+                np.uint32
+            ),
+        )
 
     # ---- on the way of the events
 
@@ -209,12 +230,18 @@ class Recorder(Subscriber):
         self._write_state()
 
     def _write_named(self, events: EventBatch) -> None:
-        for number in self._labels.new(events["label"]):
+        self._write_numbers(labels=events["label"], threads=threads(events), stacks=events["stack"])
+
+    def _write_numbers(
+        self, *, labels: NDArray[np.uint32], threads: NDArray[np.uint32], stacks: NDArray[np.uint32]
+    ) -> None:
+        """What these numbers, each (n,), stand for, where that was not written before."""
+        for number in self._labels.new(labels):
             self._file.label(number, self._memory.label(number))
-        for number in self._threads.new(threads(events)):
+        for number in self._threads.new(threads):
             record = self._memory.thread(number)
             self._file.thread(number, record.process, record.tid, record.name)
-        for number in self._stacks.new(events["stack"]):
+        for number in self._stacks.new(stacks):
             stack = self._memory.stack(number)
             if stack is not None:
                 self._file.stack(number, stack)
@@ -235,7 +262,7 @@ class Recorder(Subscriber):
         self._tell(
             bad_frees_not_kept=self._heap.bad_frees.not_kept,
             inserting=sorted(self._heap.view.inserting),
-            last_leaves=self._heap.eal.last_leaves,
+            last_leaves=self._heap.eal.last_leaves[self._leaves_before :],
             pid=self._processes.targets[0].pid if self._processes.targets else 0,
             **self._state(),
         )

@@ -74,16 +74,21 @@ class Replay:
     """Replays `recording` from its beginning. Ask it when `run` has returned, or while it calls back."""
 
     def __init__(self, recording: Recording) -> None:
-        """Nothing is replayed yet."""
+        """Nothing is replayed yet. Raises DamagedRecording."""
         self.recording = recording
         self.names: Names = RecordedNames(recording)
         about = recording.about
         self.start = about.started
-        tracking = TrackingMap()
-        if not about.begun_complete:
+        beginning = recording.beginning()
+        tracking = TrackingMap() if beginning is None else TrackingMap.begun_at(beginning)
+        if beginning is None and not about.begun_complete:
             tracking.mark_incomplete()
         processes = _RecordedProcesses(recording)
         eal = EalLife(tracking, processes, _nothing, decided=about.last_leaves)
+        if about.owner is not None:
+            eal.owner, eal.init_ranges = about.owner, list(about.init_ranges)
+            for target in processes.targets:
+                target.cleaned_up = target.number in about.cleaned_up
         view = HeapView(
             tracking,
             _refuse,

@@ -34,5 +34,6 @@ CREATE TABLE frames (
 CREATE TABLE stack_frames (
     stack INTEGER NOT NULL, place INTEGER NOT NULL, frame INTEGER NOT NULL, PRIMARY KEY (stack, place)
 ) WITHOUT ROWID;
+CREATE TABLE beginning (id INTEGER PRIMARY KEY, state BLOB NOT NULL, live BLOB NOT NULL);
 CREATE TABLE bad_frees (number INTEGER PRIMARY KEY, report TEXT NOT NULL);
 """

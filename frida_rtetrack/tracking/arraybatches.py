@@ -82,6 +82,12 @@ class ArrayBatches:
             self._apply_sorted(chunk, bad)
         return chunk.changes()
 
+    def hand_over_resizes(self) -> None:
+        """Lets the rules know every resize that has started: they do already."""
+
+    def take_over_resizes(self) -> None:
+        """Learns of resizes that the rules were told of."""
+
     def _apply_sorted(self, chunk: _Chunk, bad: list[BadFree]) -> None:
         """Sort by address, then take the addresses in good order all at once, and the others' events singly."""
         keys, singly = self._sort_keys(chunk)

@@ -68,13 +68,21 @@ class CompiledBatches:
     def _take(self, call: Call, bad: list[BadFree]) -> Changes:
         """Let the rules take one event, with every resize known to them."""
         if self._open:
-            self._hand_over_resizes()
+            self.hand_over_resizes()
         size_bytes, blocks = self._rules.take(call, bad)
         self._resize_of[call.thread] = kernel.WITH_THE_RULES if call.thread in self._rules.resizes else 0
         return Changes(size_bytes, blocks, size_bytes, blocks, call.sequence)
 
-    def _hand_over_resizes(self) -> None:
-        """Those that the rules know already have all started before: the order stays that of starting."""
+    def take_over_resizes(self) -> None:
+        """Learns of resizes that the rules were told of."""
+        for thread in self._rules.resizes:
+            self._resize_of[thread] = kernel.WITH_THE_RULES
+
+    def hand_over_resizes(self) -> None:
+        """Lets the rules know every resize that has started.
+
+        Those that they know already have all started before: the order stays that of starting.
+        """
         known = self._resizes[: self._open]
         for address, size_bytes, block, _, thread in known[np.argsort(known["started"])].tolist():
             self._rules.resizes[thread] = Resize(address, size_bytes, block)

@@ -5,9 +5,10 @@ The agent puts the answer into the event stream (see heap.py); here it is asked 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,12 @@ class HeapView(Subscriber):
                 return snapshot.difference
             finally:
                 del self._awaited[number]
+
+    @contextlib.contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """No snapshot is asked for meanwhile, nor on its way."""
+        with self._one_at_a_time:
+            yield
 
     # ---- what arrives
 

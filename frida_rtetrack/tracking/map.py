@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +32,7 @@ from frida_rtetrack.tracking.blocktable import (
     Tenancy,
 )
 from frida_rtetrack.tracking.compiledbatches import CompiledBatches
-from frida_rtetrack.tracking.rules import BadFree, BadFreeKind, Changes, Rules, Totals
+from frida_rtetrack.tracking.rules import BadFree, BadFreeKind, Changes, Resize, Rules, Totals
 
 __all__ = [
     "BLOCK_DTYPE",
@@ -84,6 +84,20 @@ class LiveSet(NamedTuple):
     """Numbers of the events that allocated them, (n,)."""
 
 
+@dataclass(frozen=True, slots=True)
+class MapState:
+    """A map at one moment, without what was freed before: from it on, the same events give the same live set and figures."""
+
+    live: NDArray[np.void]
+    """BLOCK_DTYPE (n,)."""
+    events: int
+    totals: Totals
+    peak: Peak
+    complete: bool
+    resizes: dict[int, Resize]
+    """Those that have started and not ended, by thread."""
+
+
 class TrackingMap:
     """The live set of one heap, kept up to date by batches of events. Every method may be called from any thread."""
 
@@ -115,6 +129,36 @@ class TrackingMap:
             if compiled is None
             else CompiledBatches(compiled, self._table, self._rules)
         )
+
+    def state(self) -> MapState:
+        """The map as it is now; it is the caller's."""
+        with self._lock:
+            self._batches.hand_over_resizes()
+            resizes = {thread: replace(resize) for thread, resize in self._rules.resizes.items()}
+            return MapState(self.live(), self._events, self.totals, self._peak, self.complete, resizes)
+
+    @classmethod
+    def begun_at(cls, state: MapState) -> TrackingMap:
+        """A map that goes on from `state`."""
+        tracking = cls(complete=state.complete)
+        table, rules, live = tracking._table, tracking._rules, state.live
+        rows = table.insert(live["address"])
+        for name in ("size_bytes", "sequence", "allocated_at_ns", "stack", "label", "thread", "api", "socket"):
+            getattr(table, name)[rows] = live[name]
+        table.resize_stack[rows], table.resizes[rows] = live["resize_stack"], live["resizes"]
+        table.resized[rows] = live["resizes"] > 0
+        table.origin[rows] = np.where(live["baseline"], Origin.BASELINE, Origin.SEEN)
+        table.live[rows] = True
+        rules.history_whole = False
+        rules.gap_sequence = state.events
+        rules.count.update(asdict(state.totals))
+        rules.resizes.update(state.resizes)
+        tracking._batches.take_over_resizes()
+        moved = [resize.moved_aside for resize in state.resizes.values() if resize.moved_aside is not None]
+        tracking._events, tracking._peak = state.events, state.peak
+        tracking._live_blocks = live.size + len(moved)
+        tracking._live_bytes = int(live["size_bytes"].sum()) + sum(block.size_bytes for block in moved)
+        return tracking
 
     # ---- events in
 

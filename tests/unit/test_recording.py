@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rig import Rig
-from written import PATIENCE_SECONDS, allocated, busy, event, freed, mark
+from written import PATIENCE_SECONDS, allocated, busy, event, freed, mark, wait_until
 
 from frida_rtetrack.errors import BadUsage, DamagedRecording, NoRecording, RtetrackError
 from frida_rtetrack.recording import file, recorder
 from frida_rtetrack.recording.columns import COLUMNS, columns_of, events_of, pack, unpack
 from frida_rtetrack.recording.reader import Recording
+from frida_rtetrack.recording.recorder import Recorder
 from frida_rtetrack.recording.replay import Replay
 from frida_rtetrack.stream.events import EVENT_DTYPE, SIZE_BITS, Api, Kind, Mark
 from frida_rtetrack.target.target import Ending
@@ -73,10 +74,11 @@ def test_a_column_with_a_wrong_bit_is_damaged_or_as_it_was(name: str, place: int
 # ---- replay equals live
 
 
-def recorded(rig: Rig, **about: Any) -> tuple[dict[str, Any], Any, Totals]:
+def recorded(rig: Rig, recorder: Recorder | None = None) -> tuple[dict[str, Any], Any, Totals]:
     """Ends the session; what it said: its summary, what was live, the totals."""
     rig.end()
-    assert rig.session.recorder is not None
+    recorder = recorder or rig.session.recorder
+    assert recorder is not None
     found = {
         "bad_frees": list(rig.heap.bad_frees.reports),
         "peak": rig.map.peak,
@@ -88,7 +90,7 @@ def recorded(rig: Rig, **about: Any) -> tuple[dict[str, Any], Any, Totals]:
         "verified": rig.heap.view.verified,
     }
     live, totals = rows(rig.map.live()), rig.map.totals
-    rig.session.recorder.finish(ending=ENDING, verified=rig.heap.view.verified, **about)
+    recorder.finish(ending=ENDING, verified=rig.heap.view.verified)
     rig.written.close()
     return found, live, totals
 
@@ -133,6 +135,26 @@ steps = st.lists(
 )
 
 
+def tell(rig: Rig, story: list[Any]) -> None:
+    """Has it happen."""
+    for step in story:
+        if not isinstance(step, str):
+            rig.written.write(step)
+            continue
+        rig.sync()
+        if step == "lost":
+            with rig.session.pump.lock:
+                rig.map.mark_incomplete()
+        elif step == "one ends":
+            rig.processes.targets[1].is_tracked = False
+        elif step != "wait":
+            try:
+                getattr(rig.heap.view, step)()
+            except RtetrackError:
+                pass
+    rig.sync()
+
+
 @settings(max_examples=60, deadline=None)
 @given(steps, st.lists(addresses, unique=True, max_size=5))
 def test_a_replay_gives_the_sessions_own_answers(story: list[Any], heap: list[int]) -> None:
@@ -140,22 +162,7 @@ def test_a_replay_gives_the_sessions_own_answers(story: list[Any], heap: list[in
         path = Path(folder) / "recording"
         rig = Rig(Path(folder), path)
         rig.answer(*map(busy, heap))
-        for step in story:
-            if not isinstance(step, str):
-                rig.written.write(step)
-                continue
-            rig.sync()
-            if step == "lost":
-                with rig.session.pump.lock:
-                    rig.map.mark_incomplete()
-            elif step == "one ends":
-                rig.processes.targets[1].is_tracked = False
-            elif step != "wait":
-                try:
-                    getattr(rig.heap.view, step)()
-                except RtetrackError:
-                    pass
-        rig.sync()
+        tell(rig, story)
         live = recorded(rig)
         with Recording(path) as recording:
             again = replayed(Replay(recording).run())
@@ -183,6 +190,49 @@ def test_a_replay_stops_at_a_moment_and_at_the_peak(tmp_path: Path) -> None:
             on_stop=lambda: seen.append(replay.heap.map.live_bytes),
         )
         assert seen == [0, 60, 60]
+
+
+def test_what_the_process_that_left_last_decided_is_kept_though_it_came_late(tmp_path: Path) -> None:
+    path = tmp_path / "recording"
+    rig = Rig(tmp_path, path)
+    assert rig.session.recorder is not None
+    rig.write(allocated(HEAP, 300))
+    rig.session.recorder._seal()
+    wait_until(lambda: rig.session.recorder is not None and "last_leaves" in rig.session.recorder._told)
+    rig.processes.targets[1].is_tracked = False
+    rig.write(mark(Mark.EAL_CLEANUP_STARTED), mark(Mark.EAL_CLEANUP_ENDED))
+    found, _, _ = recorded(rig)
+    assert found["at_cleanup"]
+    with Recording(path) as recording:
+        assert replayed(Replay(recording).run())[0] == found
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps, steps, st.lists(addresses, unique=True, max_size=5))
+def test_a_recording_that_began_later_ends_with_the_same_answers(before: Any, after: Any, heap: list[int]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "recording"
+        rig = Rig(Path(folder))
+        rig.answer(*map(busy, heap))
+        tell(rig, before)
+        at_cleanup_before = rig.heap.eal.at_cleanup is not None
+        begun_events = rig.map.events
+        recording = rig.session.make_recorder(path, False)
+        with rig.heap.view.undisturbed(), rig.session.pump.lock:
+            recording.begin(dict, started=rig.start)
+            rig.session.pump.subscribe(recording)
+        tell(rig, after)
+        found, live, totals = recorded(rig, recording)
+        with Recording(path) as opened:
+            again, live_again, totals_again = replayed(Replay(opened).run())
+            assert opened.damage is None
+        assert live_again == live
+        assert again["events"] == found["events"] >= begun_events
+        assert again["peak"] == found["peak"]
+        if not at_cleanup_before:
+            assert again["at_cleanup"] == found["at_cleanup"]
+        same = ("allocations", "allocated_bytes", "freed_bytes", "frees", "resizes", "failed", "baseline_blocks")
+        assert [getattr(totals_again, name) for name in same] == [getattr(totals, name) for name in same]
 
 
 # ---- the file
