@@ -24,6 +24,8 @@ CLOCK_SOURCES = Path("/sys/devices/system/clocksource/clocksource0/available_clo
 RATE_ONE = 1 << 32
 SLOWEST_NS, FASTEST_NS = 20.0, 0.05
 """Nanoseconds in a tick that are believed: 50 MHz to 20 GHz. A tick of the kernel's clock has 1."""
+LATEST_NS = 1 << 62
+"""No machine has been up for so long."""
 _HALF_ROUND = 1 << (TIME_BITS - 1)
 _MASK = (1 << TIME_BITS) - 1
 _EVENTS_AT_ONCE = 1 << 13
@@ -55,7 +57,7 @@ class EventClock:
 
     def _begin(self) -> bool:
         ticks, ns, rate = self._anchor()
-        if SLOWEST_NS >= rate / RATE_ONE >= FASTEST_NS:
+        if SLOWEST_NS >= rate / RATE_ONE >= FASTEST_NS and ns < LATEST_NS:
             self._ticks, self._ns, self._ns_per_tick = ticks, ns, rate / RATE_ONE
         return self._ns_per_tick > 0
 

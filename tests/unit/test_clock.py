@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from written import event
 
@@ -88,6 +88,7 @@ words = st.integers(0, (1 << 64) - 1)
 
 
 @given(words, words, words, st.lists(st.tuples(st.binary(min_size=32, max_size=32), words, words), max_size=20))
+@example(0, 9_223_372_064_342_565_889, 214748365, [(bytes(32), 0, 0)])  # would be after the end of 64 bits
 def test_whatever_the_program_writes_no_time_lies_ahead_and_none_decreases(
     ticks: int, ns: int, rate: int, told: list[tuple[bytes, int, int]]
 ) -> None:

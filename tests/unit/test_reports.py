@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import MadeUpNames, moments, rows, stack
 from rig import Rig
@@ -104,6 +104,7 @@ happenings = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(happenings, st.integers(1, 20))
 def test_sizes_and_lifetimes_are_counted_however_the_events_come(story: list[Any], cut: int) -> None:
     live: dict[int, int] = {}
