@@ -57,7 +57,7 @@ class EventClock:
 
     def _begin(self) -> bool:
         ticks, ns, rate = self._anchor()
-        if SLOWEST_NS >= rate / RATE_ONE >= FASTEST_NS and ns < LATEST_NS:
+        if SLOWEST_NS >= rate / RATE_ONE >= FASTEST_NS and ns <= LATEST_NS:
             self._ticks, self._ns, self._ns_per_tick = ticks, ns, rate / RATE_ONE
         return self._ns_per_tick > 0
 
