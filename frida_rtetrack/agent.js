@@ -50,6 +50,9 @@ rpc.exports = {
   // Has the addresses that DPDK reserved for its heap written into the event stream.
   noteRegions: () => session.heap.noteRegions(),
 
+  // Lets go of pages that can be read again from their file: [start, bytes] of each mapping (target/footprint.py).
+  releaseLocked: ranges => ranges.forEach(([start, bytes]) => release(ptr(start), bytes)),
+
   // The host is about to unload us and reads on until we are gone: nothing needs to be dropped. What goes wrong is told.
   leave() {
     session.hostReads = true;

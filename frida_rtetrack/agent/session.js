@@ -4,8 +4,8 @@ const MARK = { PAUSED: 2, RESUMED: 3, EAL_CLEANUP_ENDED: 7, EAL_INIT_STARTED: 9,
 const SOCKET_ANY = -1;
 const HEADER_HEAD = 384; // struct session_header, native/session.h
 const EVENT_BYTES = 32;
-const RING_AHEAD_BYTES = 8 << 20;
-const RING_STEP_BYTES = 2 << 20;
+const RING_AHEAD_BYTES = 2 << 20;
+const RING_STEP_BYTES = 1 << 20;
 const RING_LOOK_MS = 5;
 const UNLOAD_GRACE_S = 0.2; // for a thread between a hook's last instruction and the program's code
 

@@ -7,7 +7,7 @@ function libc(name, result, args) {
 }
 
 const PROT_READ_WRITE = 3, PROT_READ_EXEC = 5, PROT_READ_WRITE_EXEC = 7, MAP_SHARED = 1, MAP_PRIVATE_ANONYMOUS = 0x22;
-const MADV_DONTFORK = 10, MADV_DONTDUMP = 16, MADV_WIPEONFORK = 18, MADV_POPULATE_WRITE = 23;
+const MADV_DONTNEED = 4, MADV_DONTFORK = 10, MADV_DONTDUMP = 16, MADV_WIPEONFORK = 18, MADV_POPULATE_WRITE = 23;
 const MAP_FAILED = ptr(-1);
 
 const system = {
@@ -37,6 +37,12 @@ function map(bytes, flags, fd, advices) {
   for (const advice of advices) system.madvise(address, bytes, advice);
   mapped.set(address.toString(), bytes);
   return address;
+}
+
+// Unlocks memory that is the same as its file, and has it read again where it is used again.
+function release(address, bytes) {
+  system.munlock(address, bytes);
+  system.madvise(address, bytes, MADV_DONTNEED);
 }
 
 function unmap(address, bytes) {

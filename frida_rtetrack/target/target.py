@@ -16,7 +16,7 @@ from typing import Any
 import frida
 
 from frida_rtetrack.errors import AgentFailed, AgentTimeout, NoSuchProcess, NotLive, RtetrackError
-from frida_rtetrack.target import process
+from frida_rtetrack.target import footprint, process
 from frida_rtetrack.target.addressspace import AddressSpace
 from frida_rtetrack.target.agentlink import HELD_OPTIONS, SESSION_OPTIONS, AgentLink, limited
 from frida_rtetrack.target.arrival.standin import AVAILABLE as arrival_is_known_here
@@ -145,6 +145,11 @@ class Target:
         """The agent has begun: the program may load libraries again."""
         if self._standin is not None:
             self._standin.settle()
+        try:
+            if footprint.has_locked_memory(self.pid):
+                self.call("release_locked", footprint.needlessly_resident(self.pid))
+        except OSError:
+            pass  # it has ended
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Calls the agent. Raises RtetrackError."""
