@@ -105,6 +105,22 @@ class Summary:
     damage: dict[str, int] = field(default_factory=dict)
     """What was wrong in the session memory and is left out, by kind of record; the program can write there what it likes."""
 
+    @property
+    def used_dpdk(self) -> bool:
+        """Whether a call of DPDK's that takes or gives memory was seen, or memory that had been taken before."""
+        return bool(
+            self.hooks
+            and (
+                self.allocations
+                or self.frees
+                or self.resizes
+                or self.failed
+                or self.live_blocks
+                or self.lost
+                or self.bad_frees
+            )
+        )
+
     def as_json(self) -> dict[str, Any]:
         """The document of `--summary`: addresses as "0x...", times in seconds since `started`, null where not known."""
         return {
