@@ -29,6 +29,7 @@ from frida_rtetrack.reporters import json_file, streams, text
 from frida_rtetrack.reporters.console import ConsoleReporter, print_help_of
 from frida_rtetrack.reports.gate import Gate, read_suppressions, suppressions_for
 from frida_rtetrack.reports.summary import Summary
+from frida_rtetrack.symbols.dpdk import NEEDED
 from frida_rtetrack.target.engine import native_compiler
 from frida_rtetrack.target.launch import end_held
 from frida_rtetrack.target.target import Ending
@@ -47,7 +48,7 @@ def _tracking_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--lib", "library", metavar="NAME", envvar="RTE_MALLOC_TRACK_DPDK_LIBNAME",
                          help="The module with DPDK in it (default: whichever defines its functions)."),
             click.option("--symbol", "symbols", multiple=True, metavar="FUNCTION=MODULE+0xOFFSET",
-                         help="Where a function of DPDK is in a stripped program that has DPDK linked in."),
+                         help="Where a function of DPDK is in a stripped program that has DPDK linked in; FUNCTION=none: nowhere."),
             click.option("--backtrace/--no-backtrace", default=True, envvar="RTE_MALLOC_TRACK_BACKTRACE", help="Record stacks (default)."),
             click.option("--free-backtrace/--no-free-backtrace", default=True, help="Record the stacks of frees too (default)."),
             click.option("--max-frames", type=click.IntRange(1, MAX_FRAMES), default=64, show_default=True, help="Frames of a stack."),
@@ -327,6 +328,8 @@ class _Run:
             self._reporter.say(f"recorded in {self._options.record}: rtetrack-frida summary {self._options.record}")
         if self._print_suppressions:
             self._reporter.say(*suppressions_for(found))
+        if host.wrong_symbols():
+            return EXIT_TOOL_FAILED
         if not found.used_dpdk and passes_without_dpdk:
             return None
         if self._error_exitcode is not None and (failed := self._judge(found, self._error_exitcode)) is not None:
@@ -349,7 +352,7 @@ class _Run:
             )
         return (
             f"{name} never loaded DPDK: no module defined rte_malloc_socket and rte_free (exported names, .symtab and "
-            f"the debug file were searched; --symbol says where they are). Modules that come close: {close}."
+            f"the debug file were searched; --symbol says where they are: {', '.join(NEEDED)}). Modules that come close: {close}."
             + ("" if self._options.follow_fork else " If it executes the program with DPDK: --follow-fork.")
         )
 
