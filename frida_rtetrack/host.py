@@ -28,6 +28,7 @@ from frida_rtetrack.reports.lost import LostReport
 from frida_rtetrack.reports.moment import Moment, Run
 from frida_rtetrack.reports.stats import Stats
 from frida_rtetrack.reports.summary import CallSite, Start, Summary
+from frida_rtetrack.reports.unsaid import at_the_end as unsaid_at_the_end
 from frida_rtetrack.session import Session, put_together
 from frida_rtetrack.stream.work import WorkQueue
 from frida_rtetrack.symbols import dpdk
@@ -70,12 +71,15 @@ class Host:
         self.tracking = TrackingMap()
         self.paused = False
         self.ending: Ending | None = None
+        self._begun = False
         self._detaching = False
         self._end = SessionEnd()
         self._wake = threading.Event()
         self._work = WorkQueue(lambda what, error: self.observer.problem(f"Handling of {what} failed: {error!r}."))
         self._told = QueuedObserver(self.observer, self._work.put)
-        self._group = TargetGroup(options, symbols_of=dpdk.symbols_of, told=self._told, wake=self._wake)
+        self._group = TargetGroup(
+            options, symbols_of=dpdk.symbols_of, wanted=dpdk.NEEDED, told=self._told, wake=self._wake
+        )
         self._session: Session
         self._recorder: Recorder | None = None
         self._start: Start
@@ -191,6 +195,7 @@ class Host:
             self._session.names,
             sync=self.sync,
         )
+        self._take_note_of_symbols(target.pid)
         self._session.dumper.check()
         self._recorder = self._session.recorder
         if self._recorder is not None:
@@ -198,11 +203,28 @@ class Host:
         self._session.pump.start()
         self._work.start()
         self._group.start_first()
+        if target.gated is None and (wrong := self.wrong_symbols()):
+            raise BadUsage(wrong[0], "The modules that are there, and where: `cat /proc/PID/maps`.")
+        self._begun = True
+
+    def _take_note_of_symbols(self, pid: int) -> None:
+        """Where --symbol leaves functions out, blocks come and go unseen: nobody is accused."""
+        for said in dpdk.what_is_unseen(pid, self.options.symbols):
+            self._session.heap.view.calls_unseen = True
+            self.tracking.mark_incomplete()
+            self._told.problem(said)
 
     # ---- ending ----
 
     def _finish(self) -> None:
         self.ending = self._group.ending(let_go=self._detaching)
+        if self._begun:
+            verify = self.options.verify and bool(self.hooks)
+            heap, replaced = self._session.heap, self._group.first.replaced
+            for wrong in self.wrong_symbols():
+                self.observer.problem(wrong)
+            for unsaid in unsaid_at_the_end(heap, self.ending, replaced=replaced, verify=verify):
+                self.observer.problem(unsaid)
         self._end.over.set()
         self.observer.ended(self.ending)
 
@@ -224,7 +246,8 @@ class Host:
             return
         if self.options.verify and self.hooks and not self._detaching and self._group.any_tracked():
             try:
-                self.verify()
+                if self._session.heap.view.verify(at_end=True) is None:
+                    self._told.problem("The heap could not be verified: this DPDK has no rte_malloc_dump_heaps.")
             except RtetrackError as error:
                 self._told.problem(f"The heap could not be verified: {error}")
         self._detaching = True
@@ -267,7 +290,10 @@ class Host:
             self._group.offspring.join_threads(UNLOAD_SECONDS)
             if self._recorder is not None:
                 self._recorder.finish(
-                    names=self.options.record_names, ending=self.ending, verified=self.verified, **self._state()
+                    names=self.options.record_names,
+                    ending=self.ending,
+                    verified=self._session.heap.view.verified,
+                    **self._state(),
                 )
         self._group.close()
 
@@ -324,7 +350,7 @@ class Host:
     @property
     def verified(self) -> HeapDifference | None:
         """What the last comparison with DPDK's own heap found; None where there was none."""
-        return self._session.heap.view.verified
+        return self._session.heap.view.last
 
     @property
     def lost(self) -> int:
@@ -407,6 +433,17 @@ class Host:
         """Base names of modules that were loaded and may have to do with DPDK: for a user who wonders where it is."""
         return dpdk.modules_like_dpdk((module.path for module in self._group.memory.modules()), self.options.library)
 
+    def wrong_symbols(self) -> list[str]:
+        """What is wrong with the options' symbols, a sentence each: offsets that lead to no code, modules that never came."""
+        there = {
+            name for module in self._group.memory.modules() for name in (module.path, os.path.basename(module.path))
+        }
+        never = [name for name in dpdk.parse_symbols(self.options.symbols) if name not in there]
+        return [
+            *self._group.wrong_symbols,
+            *(f"--symbol names {name}, which the program never loaded." for name in never),
+        ]
+
     def find(self, address: int) -> Lookup:
         """What is known of an address: see TrackingMap.find."""
         if not 0 <= address < 1 << 64:
@@ -461,7 +498,7 @@ class Host:
     def verify(self) -> HeapDifference | None:
         """Compares the live set with DPDK's own list of busy blocks, at one moment, while the program runs.
 
-        The answer is kept for the summary. None where this DPDK has no rte_malloc_dump_heaps. Raises NotLive.
+        `verified` keeps the answer; the summary has only that of the end (Options.verify). None where this DPDK has no rte_malloc_dump_heaps. Raises NotLive.
         """
         return self._session.heap.view.verify()
 

@@ -44,6 +44,7 @@ class DpdkFunctions {
     this.symbols = symbols;
     this.library = library;
     this.names = new Map(); // function name -> C string
+    this.wrong = []; // what is wrong with the given offsets, a sentence each
     this.symbolic = new Map(); // module path -> whether it has names that it does not export
     this.fileHasSymbols = code.native('file_has_symbols', 'int', ['pointer']);
     this.moduleExport = code.native('module_export', 'uint64', ['uint64', 'uint64', 'pointer']);
@@ -74,8 +75,23 @@ class DpdkFunctions {
     return this.names.get(name);
   }
 
+  // Offsets that lead to no code of the module are not used, and said.
+  checkGiven(module) {
+    for (const symbols of [this.symbols[module.path], this.symbols[module.name]]) {
+      for (const [name, offset] of Object.entries(symbols ?? {})) {
+        const address = module.base.add(offset);
+        const inside = offset < module.size && (Process.findRangeByAddress(address)?.protection ?? '').includes('x');
+        if (inside) continue;
+        delete symbols[name];
+        this.wrong.push(`--symbol ${name}=${module.name}+0x${offset.toString(16)} leads to no code of that module, which has `
+          + `0x${module.size.toString(16)} bytes.`);
+      }
+    }
+  }
+
   // Whether DPDK's allocation functions are in this module, and it is the one that is wanted.
   areIn(module) {
+    this.checkGiven(module);
     if (this.library !== null && !isNamed(module, this.library)) return false;
     return this.find(module, 'rte_free') !== null && ALLOCATING.some(name => this.find(module, name) !== null);
   }

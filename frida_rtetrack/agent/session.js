@@ -145,7 +145,10 @@ class Session {
   }
 
   hookModule(module, loadedSince = false) {
-    if (!this.functions.areIn(module)) return;
+    const known = this.functions.wrong.length;
+    const here = this.functions.areIn(module);
+    this.functions.wrong.slice(known).forEach(text => send({ type: 'wrong symbol', text }));
+    if (!here) return;
     const own = this.heap.claim();
     if (this.options.ownHeap && !own) {
       send({ type: 'another heap', module: module.name });

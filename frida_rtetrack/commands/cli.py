@@ -15,9 +15,10 @@ from typing import Any
 
 import click
 
-from frida_rtetrack.commands import reports
+from frida_rtetrack.commands import helptexts, reports
 from frida_rtetrack.commands.export import export
 from frida_rtetrack.commands.flamegraph import flamegraph
+from frida_rtetrack.commands.grouped import GroupedCommand, under
 from frida_rtetrack.commands.leaving import ENDING, SignalWatch
 from frida_rtetrack.commands.prompt import Prompt
 from frida_rtetrack.commands.terminal import ProgramTerminal
@@ -28,6 +29,7 @@ from frida_rtetrack.reporters import json_file, streams, text
 from frida_rtetrack.reporters.console import ConsoleReporter, print_help_of
 from frida_rtetrack.reports.gate import Gate, read_suppressions, suppressions_for
 from frida_rtetrack.reports.summary import Summary
+from frida_rtetrack.symbols.dpdk import NEEDED
 from frida_rtetrack.target.engine import native_compiler
 from frida_rtetrack.target.launch import end_held
 from frida_rtetrack.target.target import Ending
@@ -41,16 +43,20 @@ ARRIVING_SECONDS, LEAVING_SECONDS, LAST_WORDS_SECONDS = 1.0, 1.5, 0.4
 def _tracking_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         (
+            *under("How it is tracked",
             click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True, help="How to hook and unwind."),
             click.option("--lib", "library", metavar="NAME", envvar="RTE_MALLOC_TRACK_DPDK_LIBNAME",
                          help="The module with DPDK in it (default: whichever defines its functions)."),
             click.option("--symbol", "symbols", multiple=True, metavar="FUNCTION=MODULE+0xOFFSET",
-                         help="Where a function of DPDK is in a stripped program that has DPDK linked in."),
+                         help="Where a function of DPDK is in a stripped program that has DPDK linked in; FUNCTION=none: nowhere."),
             click.option("--backtrace/--no-backtrace", default=True, envvar="RTE_MALLOC_TRACK_BACKTRACE", help="Record stacks (default)."),
             click.option("--free-backtrace/--no-free-backtrace", default=True, help="Record the stacks of frees too (default)."),
             click.option("--max-frames", type=click.IntRange(1, MAX_FRAMES), default=64, show_default=True, help="Frames of a stack."),
             click.option("--buffer", "buffer_mib", type=click.IntRange(1, MAX_BUFFER_MIB), default=64, show_default=True, metavar="MIB",
                          help="Size of the event ring in MiB."),
+            click.option("--follow-fork", is_flag=True, help="Track the children that it forks and programs that they or it execute, too."),
+            ),
+            *under("What is written",
             click.option("--dump-file", type=click.Path(path_type=Path, readable=False), default=DEFAULT_DUMP_PATH, show_default=True,
                          envvar="RTE_MALLOC_TRACK_DUMP_FILE", help="Where SIGRTMIN and bad frees write the live allocations."),
             click.option("--dump-on-bad-free/--no-dump-on-bad-free", default=True, help="Write the dump at a bad free (default)."),
@@ -60,7 +66,8 @@ def _tracking_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--force", "record_over", is_flag=True, help="Overwrite the recording that is in that FILE."),
             click.option("--symbols/--no-symbols", "record_names", default=True,
                          help="Look names up when the recording ends (default), or leave that to its reader."),
-            click.option("--follow-fork", is_flag=True, help="Track the children that it forks and programs that they or it execute, too."),
+            ),
+            *under("What is checked at the end",
             click.option("--verify", is_flag=True, help="Compare with DPDK's own heap at the end."),
             click.option("--error-exitcode", type=click.IntRange(1, 255), metavar="N",
                          help="End with the exit status N on a bad free, or whatever else is checked and found."),
@@ -69,15 +76,18 @@ def _tracking_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--suppressions", type=click.Path(path_type=Path), metavar="FILE",
                          help="What --error-exitcode passes over: lines leak:FUNCTION, badfree:FUNCTION, as LeakSanitizer's."),
             click.option("--print-suppressions", is_flag=True, help="Print at the end the suppressions that name all that was found."),
+            ),
+            *under("What is shown",
             click.option("--no-repl", is_flag=True, help="No prompt (the default where standard input is no terminal)."),
             click.option("--quiet", is_flag=True, help="Print bad frees and problems only."),
+            ),
         )
     ):  # fmt: skip
         command = option(command)
     return command
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}, epilog=helptexts.ALL)
 @click.version_option(
     VERSION, prog_name="rtetrack-frida", message=f"%(prog)s %(version)s, engine: native ({native_compiler()})"
 )
@@ -85,26 +95,40 @@ def cli() -> None:
     """Track the memory that a program takes from DPDK's heap: allocations, leaks, stray and duplicate frees."""
 
 
-@cli.command(context_settings={"allow_interspersed_args": False})
+@cli.command(cls=GroupedCommand, context_settings={"allow_interspersed_args": False}, epilog=helptexts.SPAWN)
 @_tracking_options
-@click.option(
-    "--also-attach", multiple=True, metavar="PID", help="A running process that shares the program's DPDK heap."
-)
+@under(
+    "How it is tracked",
+    click.option(
+        "--also-attach", multiple=True, metavar="PID", help="A running process that shares the program's DPDK heap."
+    ),
+)[0]
+@under(
+    "What is checked at the end",
+    click.option(
+        "--allow-no-dpdk", is_flag=True, help="A program that ends well without having used DPDK passes (else: 125)."
+    ),
+)[0]
 @click.argument("program")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def spawn(program: str, arguments: tuple[str, ...], also_attach: tuple[str, ...], **options: Any) -> None:
+def spawn(
+    program: str, arguments: tuple[str, ...], also_attach: tuple[str, ...], allow_no_dpdk: bool, **options: Any
+) -> None:
     """Run PROGRAM with ARGUMENTS, tracked from its first instruction.
 
     Everything after PROGRAM is the program's. The exit status is the program's too (128+N if signal N killed it), and
-    125 if rtetrack-frida itself failed.
+    125 if rtetrack-frida itself failed, or if the program ended with 0 and never used DPDK: then nothing was checked.
     """
     run = _Run(**options)
-    sys.exit(run.spawn((program, *arguments), also_attach))
+    sys.exit(run.spawn((program, *arguments), also_attach, allow_no_dpdk=allow_no_dpdk))
 
 
-@cli.command()
+@cli.command(cls=GroupedCommand, epilog=helptexts.ATTACH)
 @_tracking_options
-@click.option("--duration", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Leave after so long.")
+@under(
+    "What is shown",
+    click.option("--duration", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Leave after so long."),
+)[0]
 @click.argument("targets", metavar="PID|NAME...", nargs=-1, required=True)
 def attach(targets: tuple[str, ...], duration: float | None, **options: Any) -> None:
     """Join the running process PID or NAME; it runs on when you leave.
@@ -161,7 +185,7 @@ class _Run:
         if summary_path is not None:
             json_file.check_writable(summary_path)
 
-    def spawn(self, argv: tuple[str, ...], also_attach: tuple[str, ...]) -> int:
+    def spawn(self, argv: tuple[str, ...], also_attach: tuple[str, ...], *, allow_no_dpdk: bool = False) -> int:
         self._spawned = True
         terminal = ProgramTerminal(self._reporter.output) if self._with_prompt else None
         with (
@@ -184,7 +208,7 @@ class _Run:
             ending = self._host.wait_for_exit()
             if terminal is not None:
                 terminal.close()
-            failed = self._conclude(self._host)
+            failed = self._conclude(self._host, passes_without_dpdk=allow_no_dpdk)
             self._status = _status_of(ending) if failed is None else failed
         return self._status
 
@@ -286,25 +310,13 @@ class _Run:
         if not self._quiet:
             self._reporter.say(*text.summary(found))
 
-    def _conclude(self, host: Host) -> int | None:
+    def _conclude(self, host: Host, *, passes_without_dpdk: bool = False) -> int | None:
         """Tells and writes what was found. Returns the exit status where that is an error, not the program's own."""
         found = host.summary()
         if not self._quiet:
             self._reporter.say(*text.summary(found))
         if not host.hooks:
-            name = os.path.basename(found.argv[0]) if found.argv else "The program"
-            if self._options.library is not None:
-                self._reporter.problem(
-                    f"--lib {self._options.library} named no module of {name} that has DPDK's allocation functions. Modules that "
-                    f"come close: {', '.join(host.modules_like_dpdk()) or 'none'}. Without --lib, every module is searched."
-                )
-            else:
-                self._reporter.problem(
-                    f"{name} never loaded DPDK: no module defined rte_malloc_socket and rte_free (exported names, .symtab and "
-                    f"the debug file were searched; --symbol says where they are). Modules that come close: "
-                    f"{', '.join(host.modules_like_dpdk()) or 'none'}."
-                    + ("" if self._options.follow_fork else " If it executes the program with DPDK: --follow-fork.")
-                )
+            self._reporter.problem(self._never_loaded(host, found))
         if self._summary_path is not None:
             try:
                 json_file.write(self._summary_path, found)
@@ -316,7 +328,33 @@ class _Run:
             self._reporter.say(f"recorded in {self._options.record}: rtetrack-frida summary {self._options.record}")
         if self._print_suppressions:
             self._reporter.say(*suppressions_for(found))
-        return None if self._error_exitcode is None else self._judge(found, self._error_exitcode)
+        if host.wrong_symbols():
+            return EXIT_TOOL_FAILED
+        if not found.used_dpdk and passes_without_dpdk:
+            return None
+        if self._error_exitcode is not None and (failed := self._judge(found, self._error_exitcode)) is not None:
+            return failed
+        if not found.used_dpdk and found.ending.exit_status == 0:
+            self._reporter.problem(
+                f"Exit status {EXIT_TOOL_FAILED}: DPDK's heap was never used, so nothing was checked. "
+                "--allow-no-dpdk lets that pass."
+            )
+            return EXIT_TOOL_FAILED
+        return None
+
+    def _never_loaded(self, host: Host, found: Summary) -> str:
+        name = os.path.basename(found.argv[0]) if found.argv else "The program"
+        close = ", ".join(host.modules_like_dpdk()) or "none"
+        if self._options.library is not None:
+            return (
+                f"--lib {self._options.library} named no module of {name} that has DPDK's allocation functions. Modules that "
+                f"come close: {close}. Without --lib, every module is searched."
+            )
+        return (
+            f"{name} never loaded DPDK: no module defined rte_malloc_socket and rte_free (exported names, .symtab and "
+            f"the debug file were searched; --symbol says where they are: {', '.join(NEEDED)}). Modules that come close: {close}."
+            + ("" if self._options.follow_fork else " If it executes the program with DPDK: --follow-fork.")
+        )
 
     def _judge(self, found: Summary, exit_status: int) -> int | None:
         failures = self._gate.failures(found)

@@ -41,6 +41,18 @@ MOST_WORDS: dict[str, int | None] = {
 """How many words a command takes at the most; None: any number. Others take none."""
 
 
+COMMANDS = (
+    *("dump", "stats", "top", "show", "bad", "refs", "leaks", "verify", "record"),
+    *("pause", "resume", "detach", "kill", "send", "quit", "help"),
+)
+"""Each is a method of Prompt, `_dump` and so on, whose docstring is its usage and what it does."""
+
+
+def usages() -> list[str]:
+    """A line for each command: how it is typed, and what it does."""
+    return [str(getattr(Prompt, f"_{name}").__doc__) for name in COMMANDS]
+
+
 class _Interrupted(Exception):
     """Ctrl-C at the prompt."""
 
@@ -66,22 +78,7 @@ class Prompt:
         self._on_interrupt = on_interrupt
         self._screen = sys.stdout  # as it is without patch_stdout
         self._commands: dict[str, Callable[[list[str]], Iterator[str]]] = {
-            "dump": self._dump,
-            "stats": self._stats,
-            "top": self._top,
-            "show": self._show,
-            "bad": self._bad,
-            "refs": self._refs,
-            "leaks": self._leaks,
-            "verify": self._verify,
-            "record": self._record,
-            "pause": self._pause,
-            "resume": self._resume,
-            "detach": self._detach,
-            "kill": self._kill,
-            "send": self._send,
-            "quit": self._quit,
-            "help": self._help,
+            name: getattr(self, f"_{name}") for name in COMMANDS
         }
 
     def run(self, duration: float | None) -> None:
@@ -308,8 +305,8 @@ class Prompt:
 
     def _help(self, words: list[str]) -> Iterator[str]:
         """help                   this list"""
-        for command in self._commands.values():
-            yield f"  {command.__doc__}"
+        for usage in usages():
+            yield f"  {usage}"
         yield "Ctrl-D is quit. Ctrl-C " + ("goes to the program." if self._spawned else "is quit too.")
 
     def _completer(self) -> NestedCompleter:

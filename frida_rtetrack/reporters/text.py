@@ -5,7 +5,6 @@ Functions from results to lines. Who prints them, and where, is not known here.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 
 from frida_rtetrack.reports.lost import LostReport
@@ -170,7 +169,7 @@ def ending(summary: Summary) -> str:
     if end.exit_status is not None:
         return f"{name} exited with status {end.exit_status}."
     if end.signal is not None:
-        return f"{name} was killed by {signal.Signals(end.signal).name if end.signal < 32 else f'signal {end.signal}'}."
+        return f"{name} was killed by {end.signal_name}."
     return {
         "detached": f"{name} was detached and runs on.",
         "replaced": f"{name} replaced itself with another program (exec); the tracking ended there (--follow-fork goes on).",

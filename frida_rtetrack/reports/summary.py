@@ -104,6 +104,14 @@ class Summary:
     """None where it was not asked for."""
     damage: dict[str, int] = field(default_factory=dict)
     """What was wrong in the session memory and is left out, by kind of record; the program can write there what it likes."""
+    unknown_frees: int = 0
+    """Of blocks that were not seen to be allocated, where that is no accusation."""
+
+    @property
+    def used_dpdk(self) -> bool:
+        """Whether a call of DPDK's that takes or gives memory was seen, or memory that had been taken before."""
+        calls = self.allocations + self.frees + self.resizes + self.failed + self.unknown_frees + len(self.bad_frees)
+        return bool(self.hooks and (calls or self.live_blocks or self.lost))
 
     def as_json(self) -> dict[str, Any]:
         """The document of `--summary`: addresses as "0x...", times in seconds since `started`, null where not known."""
@@ -208,6 +216,7 @@ def summarize(
         leaks=None if eal.at_cleanup is None else leaks(eal.at_cleanup, eal.init_ranges, names),
         verified=heap.view.verified,
         damage=damage(),
+        unknown_frees=totals.unknown_frees,
     )
 
 

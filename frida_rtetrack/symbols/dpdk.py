@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from frida_rtetrack.errors import BadUsage
+from frida_rtetrack.symbols.elf import ElfError, ElfFile
 from frida_rtetrack.symbols.symbolizer import Module, ModuleMap, Symbolizer
 
 HOOKED = (
@@ -20,6 +21,10 @@ HOOKED = (
 ASKED = ("rte_malloc_dump_heaps", "rte_memzone_walk", "rte_memseg_list_walk", "rte_socket_count",
          "rte_malloc_heap_socket_is_external")  # fmt: skip
 
+NEEDED = tuple(name for name in HOOKED if name not in ("rte_free_sensitive", "rte_eal_init", "rte_eal_cleanup"))
+"""Who does not see all of these, or knows that they are not there, does not see every block come and go."""
+
+_ABSENT = re.compile(r"(\w+)=none")
 _SYMBOL = re.compile(r"(?P<function>\w+)=(?P<module>.+)\+(?P<offset>0x[0-9a-fA-F]+|\d+)")
 
 Offsets = dict[str, dict[str, int]]
@@ -30,18 +35,57 @@ def parse_symbols(options: Sequence[str]) -> Offsets:
     """What `--symbol rte_malloc_socket=MODULE+0xOFF` says, given any number of times. Raises BadUsage."""
     found: Offsets = {}
     for option in options:
-        match = _SYMBOL.fullmatch(option)
-        if match is None:
+        absent, match = _ABSENT.fullmatch(option), _SYMBOL.fullmatch(option)
+        if absent is None and match is None:
             raise BadUsage(
                 f"--symbol {option} is not of the form FUNCTION=MODULE+0xOFFSET.",
-                "For example: --symbol rte_free=app+0x1234",
+                "For example: --symbol rte_free=app+0x1234, or --symbol rte_calloc=none for one that is not in it.",
             )
-        if match["function"] not in HOOKED + ASKED:
-            raise BadUsage(
-                f"--symbol: {match['function']} is no function that is hooked.", f"These are: {', '.join(HOOKED)}."
-            )
-        found.setdefault(match["module"], {})[match["function"]] = int(match["offset"], 0)
+        function = (absent or match)[1]  # type: ignore[index]
+        if function not in HOOKED + ASKED:
+            raise BadUsage(f"--symbol: {function} is no function that is hooked.", f"These are: {', '.join(HOOKED)}.")
+        if match is not None:
+            found.setdefault(match["module"], {})[function] = int(match["offset"], 0)
     return found
+
+
+def unseen(pid: int, options: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Module of `--symbol` -> the functions of NEEDED that neither the user names nor its file, where there are any.
+
+    Process `pid` runs the program. A module whose file has names of its own, or a debug file, has no others than those.
+    """
+    absent = {match[1] for match in map(_ABSENT.fullmatch, options) if match is not None}
+    try:
+        program = os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        program = ""
+    missing: dict[str, tuple[str, ...]] = {}
+    for module, given in parse_symbols(options).items():
+        path = program if module in (program, os.path.basename(program)) else module
+        if os.path.isabs(path) and _names_its_functions(path):
+            continue
+        left = tuple(name for name in NEEDED if name not in given and name not in absent)
+        if left:
+            missing[module] = left
+    return missing
+
+
+def what_is_unseen(pid: int, options: Sequence[str]) -> list[str]:
+    """A sentence for each module of `unseen`."""
+    return [
+        f"--symbol does not say where {', '.join(functions)} are in {module}: what they do is not seen, so no free is "
+        f"accused. Give them too; --symbol {functions[0]}=none says that it is not in the program."
+        for module, functions in unseen(pid, options).items()
+    ]
+
+
+def _names_its_functions(path: str) -> bool:
+    """Whether the ELF file at `path`, or its debug file, tells where DPDK's functions are."""
+    try:
+        tables = ElfFile(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)).functions()
+    except (OSError, ElfError):
+        return False
+    return any(table.addresses(["rte_free"]) for table in tables) or bool(from_debug_file(path))
 
 
 def from_debug_file(path: str) -> Offsets:
@@ -56,7 +100,10 @@ def symbols_of(pid: int, options: Sequence[str]) -> Offsets:
         program = os.readlink(f"/proc/{pid}/exe")
     except OSError:
         return parse_symbols(options)
-    return {**from_debug_file(program), **parse_symbols(options)}
+    found = from_debug_file(program)
+    for module, given in parse_symbols(options).items():
+        found[module] = {**found.get(module, {}), **given}
+    return found
 
 
 def modules_like_dpdk(paths: Iterable[str], library: str | None) -> list[str]:

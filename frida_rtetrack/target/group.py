@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from frida_rtetrack.errors import (
     AgentFailed,
+    BadUsage,
     LibraryNotFound,
     NoDpdk,
     NoSuchProcess,
@@ -56,10 +57,13 @@ class TargetGroup:
         options: Options,
         *,
         symbols_of: Callable[[int, Sequence[str]], ModuleOffsets],
+        wanted: Sequence[str] = (),
         told: Told,
         wake: threading.Event,
     ) -> None:
-        """`symbols_of(pid, options.symbols)`: where functions are that an agent cannot find by itself. `wake`: see Pump."""
+        """`symbols_of(pid, options.symbols)`: where functions are that an agent cannot find by itself; `wanted`: which ones
+        a user would have to tell of. `wake`: see Pump.
+        """
         self.targets: list[Target] = []
         self.memory: SessionMemory
         self.offspring: Offspring
@@ -67,11 +71,14 @@ class TargetGroup:
         self.compiler = ""
         self._options = options
         self._symbols_of = symbols_of
+        self._wanted = wanted
         self._told = told
         self._wake = wake
         self._memory_fd = -1
         self._first_fd = -1  # the same memory, in the first target
         self._hooks_held = False
+        self.wrong_symbols: list[str] = []
+        """What is wrong with the options' symbols, a sentence each, as far as their modules have come."""
 
     # ---- beginning
 
@@ -139,6 +146,8 @@ class TargetGroup:
         }
         state = start_agent(target.call, memory_fd, options, chosen_engine(self._options))
         target.settle()
+        if self.wrong_symbols:
+            raise BadUsage(self.wrong_symbols[0], "It is counted from the module's first address in /proc/PID/maps.")
         target.number = state["process"]
         self.engine = state["engine"]
         self.compiler = state["builtBy"]
@@ -152,12 +161,12 @@ class TargetGroup:
                 f"--lib {library} names no module of process {target.pid} with DPDK's allocation functions in it.",
                 f"Modules that come close: {', '.join(close[:8]) or 'none'}. Without --lib, every module is searched.",
             )
-        close = [name for name in names if name.startswith("librte_")]
+        close, wanted = [name for name in names if name.startswith("librte_")], ", ".join(self._wanted)
         return NoDpdk(
             f"Process {target.pid} has no module that defines rte_malloc_socket and rte_free "
             f"({len(names)} modules were searched, exported names and .symtab).",
             f"Modules that come close: {', '.join(close[:8])}." if close
-            else "Is it the right process? Where DPDK is linked in and stripped, its debug file or --symbol helps.",
+            else f"Is it the right process? Where DPDK is linked in and stripped, its debug file helps, or --symbol for all of: {wanted}.",
         )  # fmt: skip
 
     # ---- what Frida says, on its threads
@@ -173,6 +182,8 @@ class TargetGroup:
                 f"Process {target.pid} ({message['module']}) uses DPDK as well: its heap is another one, and is not "
                 f"tracked. Attach to it with a command of its own."
             )
+        elif message["type"] == "wrong symbol":
+            self.wrong_symbols.append(message["text"])
         elif message["type"] == "error":
             self._told.problem(f"In process {target.pid}: {message['text']}")
 

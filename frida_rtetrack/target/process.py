@@ -254,6 +254,14 @@ def wait_for_agents_end(pid: int, seconds: float) -> None:
         time.sleep(0.01)
 
 
+def maps_session(pid: int) -> bool:
+    """Whether the process has a session memory mapped, as a tracked one does."""
+    try:
+        return f"/memfd:{SESSION_NAME}" in Path(f"/proc/{pid}/maps").read_text(errors="replace")
+    except OSError:
+        return False
+
+
 def heap_identity(pid: int) -> str | None:
     """What tells one DPDK heap from another: the shared configuration file that the process has mapped, or None."""
     try:

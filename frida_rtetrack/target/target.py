@@ -27,6 +27,8 @@ ATTACH_RETRIES = 2
 UNLOAD_SECONDS = 30.0
 REAP_SECONDS = 5.0
 AGENT_GONE_SECONDS = 2.0
+GONE_TOO_SECONDS = 0.3
+"""Between the end of an agent's connection and that of its process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,13 @@ class Ending:
     signal: int | None
     why: str
     """exited, killed, detached, replaced (exec) or gone (ended, but how is not known)."""
+
+    @property
+    def signal_name(self) -> str:
+        """`SIGSEGV`, or `signal 40` where it has no name; empty where there was none."""
+        if self.signal is None:
+            return ""
+        return signal.Signals(self.signal).name if self.signal < 32 else f"signal {self.signal}"
 
 
 def _attach(pid: int, options: dict[str, Any]) -> frida.Session:
@@ -133,8 +142,12 @@ class Target:
         """Loads the agent; what it says goes to `on_message`, and `on_detached` is told when Frida has lost it."""
 
         def detached(reason: str, crash: Any) -> None:
-            self.replaced = reason == "process-replaced"
+            # Of an exec, Frida may see no more than that its agent is gone: at an end the process is gone with it.
+            let_go = self.detached or reason == "application-requested"
             self.detached = True
+            self.replaced = reason == "process-replaced" or not (
+                let_go or self.wait_gone(GONE_TOO_SECONDS) or process.maps_session(self.pid)
+            )
             on_detached(self)
 
         self._on_detached = detached

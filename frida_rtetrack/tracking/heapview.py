@@ -25,9 +25,7 @@ ARRIVAL_SECONDS = 60.0
 """For what is in the ring already when the agent has answered: far more than a busy machine needs."""
 VERIFY_ROUNDS = 5
 VERIFY_PAUSE_SECONDS = 0.02
-UNVERIFIED = (
-    "The heap was not verified at the end: the process that ended had none, or a forked child has it (a daemon)."
-)
+UNVERIFIED = "The heap was not verified at the end: the process that ended had none, or a forked child has it (a daemon: --follow-fork)."
 
 
 class HeapView(Subscriber):
@@ -52,10 +50,16 @@ class HeapView(Subscriber):
         `deaf`: the pump's. `later(what, task)` has a task run where it may wait. `on_problem` is told of a loss, and of
         what could not be healed or verified.
         """
+        self.last: HeapDifference | None = None
+        """What the last comparison found."""
         self.verified: HeapDifference | None = None
-        """What the last `verify` found, or the one that the agent did when the program ended."""
+        """What the one at the end found, by the agent when the program ended, or when it was let go."""
+        self.without_heap = False
+        """At the end there was no heap to compare with, which was told."""
         self.sharing_untracked: tuple[int, ...] = ()
         """Processes that have the same heap and are not tracked: its blocks come and go unseen."""
+        self.calls_unseen = False
+        """Functions of DPDK's were not found (--symbol for some of them only): blocks come and go unseen."""
         self.inserting: set[int] = set()
         """Numbers of the snapshots whose blocks become the tracking's baseline."""
         self._tracking = tracking
@@ -98,17 +102,19 @@ class HeapView(Subscriber):
                     now,
                 )
             self._tracking.forget(difference.unexpected)
-            if not self.sharing_untracked:
+            if not self.sharing_untracked and not self.calls_unseen:
                 self._tracking.mark_complete()
         return difference.busy
 
-    def verify(self) -> HeapDifference | None:
+    def verify(self, *, at_end: bool = False) -> HeapDifference | None:
         """Compares the live set with DPDK's list of busy blocks at one moment; None where DPDK cannot be asked.
 
-        The answer is kept in `verified`. Raises NotLive, AgentError.
+        The answer is kept in `last`, and in `verified` where it is that of the end. Raises NotLive, AgentError.
         """
         difference = self._lasting_difference()
         if difference is not None:
+            self.last = difference
+        if at_end:
             self.verified = difference
         return difference
 
@@ -188,9 +194,11 @@ class HeapView(Subscriber):
     def _take(self, snapshot: HeapSnapshot, *, final: bool) -> None:
         snapshot.difference = snapshot.compare(self._tracking)
         if final and not self._had_a_heap(snapshot.difference):
-            self._later("unverified", lambda: self._on_problem(UNVERIFIED))
+            if not self.without_heap:  # a program may look at it more than once on its way out
+                self._later("unverified", lambda: self._on_problem(UNVERIFIED))
+            self.without_heap = True
         elif final:
-            self.verified = snapshot.difference
+            self.last = self.verified = snapshot.difference
         snapshot.live = None
         snapshot.events.clear()
         snapshot.ended.set()

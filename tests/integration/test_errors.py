@@ -135,6 +135,19 @@ def test_a_spawned_program_that_never_loads_dpdk_is_told_of_at_its_end(runner: R
     assert "never loaded DPDK" in tracked.stderr
 
 
+def test_a_run_that_never_used_dpdk_does_not_pass_unless_that_is_allowed(runner: Runner) -> None:
+    never_loaded = runner.run("/bin/true")
+    assert "--allow-no-dpdk" in complaint(never_loaded)
+    assert never_loaded.wait() == 125
+    assert never_loaded.summary["target"]["exit_status"] == 0
+    never_used = runner.run("waits")
+    assert "never used" in complaint(never_used)
+    assert never_used.wait() == 125
+    assert runner.run("/bin/true", options=["--allow-no-dpdk"]).wait() == 0
+    assert runner.run("/bin/true", options=["--error-exitcode", 9]).wait() == 9
+    assert runner.run("/bin/true", options=["--error-exitcode", 9, "--allow-no-dpdk"]).wait() == 0
+
+
 def test_lib_that_names_nothing_lists_what_comes_close(runner: Runner) -> None:
     program = runner.start_ready("waiter")
     told = complaint(runner.attach(program.pid, options=["--lib", "librte_nothing.so"], wait=False))

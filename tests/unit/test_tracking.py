@@ -183,7 +183,7 @@ class Model:
     def on_freed(self, event: Event, now_ns: int) -> None:
         if event.address in self.live:
             block = self.live[event.address]
-            if block.api in MEMZONE_APIS and event.api != Api.MEMZONE_FREE:
+            if self.complete and block.api in MEMZONE_APIS and event.api != Api.MEMZONE_FREE:
                 who = (event.address, self.events, now_ns, event.thread, event.stack, event.api)
                 self.bad.append(BadFree(BadFreeKind.MEMZONE, *who, block, None, True))
             self.count["frees"] += 1
