@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from frida_rtetrack.errors import BadUsage, NotLive, RtetrackError
+from frida_rtetrack.errors import BadUsage, NoDpdk, NotLive, RtetrackError
 from frida_rtetrack.observer import Observer, QueuedObserver
 from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_FRAMES, Options
 from frida_rtetrack.reachability.seeker import Referrer, Seeker
@@ -46,6 +46,8 @@ from frida_rtetrack.tracking.map import Lookup, TrackingMap
 __all__ = ["DEFAULT_DUMP_PATH", "ENGINES", "MAX_FRAMES", "VERSION", "Host", "Observer", "Options", "Stats"]
 
 SYNC_SECONDS = 5.0
+INIT = 1
+"""In a container it may well be the program that is meant."""
 
 try:
     VERSION = version("rtetrack-frida")
@@ -147,6 +149,10 @@ class Host:
         host._group.hold_hooks()
         try:
             process.check_attachable(pids[0])
+            if pids[0] == INIT and not dpdk.may_be_in(INIT, host.options):
+                raise NoDpdk(
+                    f"Process {INIT} is the system's init ({process.process_name(INIT)}), and has no DPDK in it."
+                )
             host._begin(Target.attach(pids[0]))
             host._join_all(pids[1:], pids)
         except BaseException:

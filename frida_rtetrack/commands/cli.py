@@ -230,6 +230,8 @@ class _Run:
                 spawned=self._spawned,
                 on_interrupt=lambda: self._on_signal(signal.SIGINT),
             ).run(duration)
+            if terminal is not None:
+                terminal.follow_size()
         else:
             self._host.wait(duration)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shlex
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 HISTORY = Path("~/.rtetrack_frida_history")
 ORDERS = ("bytes", "blocks", "oldest")
-MOST_WORDS: dict[str, int | None] = {
+MOST_WORDS = {
     "dump": 1,
     "top": 2,
     "show": 1,
@@ -36,9 +37,11 @@ MOST_WORDS: dict[str, int | None] = {
     "refs": 1,
     "leaks": 1,
     "record": 1,
-    "send": None,
+    "send": 1,
 }
-"""How many words a command takes at the most; None: any number. Others take none."""
+"""How many words a command takes at the most. Others take none."""
+VERBATIM = ("send",)
+"""Commands whose one word is the rest of the line as it was typed, quotes and all."""
 
 
 COMMANDS = (
@@ -84,14 +87,26 @@ class Prompt:
     def run(self, duration: float | None) -> None:
         """Reads commands until the user leaves, the target ends or `duration` seconds have passed."""
         session: PromptSession[str] = PromptSession(
-            "rtetrack> ",
+            self._message,
             history=_history(),
             completer=self._completer(),
             complete_while_typing=False,
             interrupt_exception=_Interrupted,  # a KeyboardInterrupt would end the event loop
         )
+        if self._terminal is not None:
+            terminal = self._terminal
+            session.app.before_render += lambda app: terminal.match_size()
+            terminal.on_unfinished = session.app.invalidate
         with patch_stdout(raw=True):
             asyncio.run(self._read_commands(session, duration))
+
+    def _message(self) -> str:
+        """The prompt, below the line that the program has begun and not finished: its own prompt, for example."""
+        unfinished = "" if self._terminal is None else self._terminal.unfinished
+        if not unfinished:
+            return "rtetrack> "
+        columns = shutil.get_terminal_size().columns
+        return f"{visible(unfinished)[-(columns - 1) :]}\nrtetrack> "
 
     async def _read_commands(self, session: PromptSession[str], duration: float | None) -> None:
         loop = asyncio.get_running_loop()
@@ -121,8 +136,9 @@ class Prompt:
 
     def execute(self, line: str) -> None:
         """Carries out one command and prints its answer."""
+        verbatim = line.strip().partition(" ")
         try:
-            words = shlex.split(line)
+            words = [verbatim[0], verbatim[2]] if verbatim[0] in VERBATIM else shlex.split(line)
         except ValueError as error:
             self._print(f"{error}: quotes must come in pairs.")
             return
@@ -144,7 +160,7 @@ class Prompt:
     def _check_count(self, words: list[str]) -> None:
         """What is too much may be meant otherwise: `kill me now` kills nothing."""
         most = MOST_WORDS.get(words[0], 0)
-        if most is not None and len(words) - 1 > most:
+        if len(words) - 1 > most:
             usage = str(self._commands[words[0]].__doc__).split("  ")[0]
             raise BadUsage(f"{words[0]} does not take {' '.join(words[1:])}.", f"It is: {usage}")
 
@@ -286,11 +302,11 @@ class Prompt:
         yield "Killed."
 
     def _send(self, words: list[str]) -> Iterator[str]:
-        """send TEXT              type TEXT and Enter at the spawned program's terminal"""
+        """send TEXT              type TEXT, as it is, and Enter at the spawned program's terminal; ^C, ^D, ... alone: that key"""
         if self._terminal is None:
             raise BadUsage("Only a spawned program has its terminal here.")
         try:
-            self._terminal.type(" ".join(words))
+            self._terminal.type("".join(words))
         except OSError:
             raise BadUsage("The program has closed its terminal.") from None
         return iter(())

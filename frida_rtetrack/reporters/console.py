@@ -34,7 +34,8 @@ class ConsoleReporter(Observer):
     def say(self, *lines: str) -> None:
         """Prints lines to standard error, in one piece."""
         with self._lock:
-            streams.write(sys.stderr, "".join(visible(line) + "\n" for line in lines))
+            said = "".join(visible(line) + "\n" for line in lines)
+            streams.write(sys.stderr, streams.to_new_line(sys.stderr) + said)
 
     def hooked(self, hooks: list[dict[str, str]]) -> None:
         if self._quiet or not hooks:
@@ -77,4 +78,4 @@ class ConsoleReporter(Observer):
 def print_help_of(error: Any) -> None:
     """Prints an error the way every error of ours looks."""
     hint = f" {error.hint}" if getattr(error, "hint", "") else ""
-    streams.write(sys.stderr, visible(f"rtetrack-frida: {error}{hint}") + "\n")
+    streams.write(sys.stderr, streams.to_new_line(sys.stderr) + visible(f"rtetrack-frida: {error}{hint}") + "\n")

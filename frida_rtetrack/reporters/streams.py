@@ -18,6 +18,20 @@ def write(stream: TextIO, data: str) -> None:
         _lead_nowhere(stream)
 
 
+def to_new_line(stream: TextIO) -> str:
+    """What brings a terminal to the beginning of a line: nothing shows where it is there, else the next line begins.
+
+    Another program may have left it anywhere. As many blanks as a line has, less one, lead into the next line from
+    everywhere but the first column (zsh's PROMPT_SP). Empty where `stream` is no terminal, or a prompt looks after it.
+    """
+    try:
+        if stream is not sys.__stderr__ or not stream.isatty():
+            return ""
+        return " " * (os.get_terminal_size(stream.fileno()).columns - 1) + "\r"
+    except (OSError, ValueError):
+        return ""
+
+
 def open_closed_streams() -> None:
     """Has descriptors 0 to 2 lead nowhere where they are closed: else what is opened next gets one, and is written to."""
     for descriptor in range(3):

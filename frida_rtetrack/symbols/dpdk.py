@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from frida_rtetrack.errors import BadUsage
+from frida_rtetrack.options import Options
 from frida_rtetrack.symbols.elf import ElfError, ElfFile
 from frida_rtetrack.symbols.symbolizer import Module, ModuleMap, Symbolizer
 
@@ -104,6 +106,21 @@ def symbols_of(pid: int, options: Sequence[str]) -> Offsets:
     for module, given in parse_symbols(options).items():
         found[module] = {**found.get(module, {}), **given}
     return found
+
+
+def may_be_in(pid: int, options: Options) -> bool:
+    """Whether DPDK may be in process `pid`, as far as can be told without touching it."""
+    if options.symbols or options.library is not None:
+        return True
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
+        program = os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return True
+    files = {
+        os.path.basename(line[5]) for line in (row.split(maxsplit=5) for row in maps.splitlines()) if len(line) > 5
+    }
+    return any("rte_" in name or "dpdk" in name for name in files) or _names_its_functions(program)
 
 
 def modules_like_dpdk(paths: Iterable[str], library: str | None) -> list[str]:

@@ -160,6 +160,7 @@ def check_attachable(pid: int) -> None:
             f"Process {pid} is being traced by process {tracer} ({process_name(tracer)}).",
             "A process can have one tracer at a time: let the other one (gdb, strace) go first.",
         )
+    _check_namespaces(pid)
     owner = int(status.get("Uid", "0").split()[0])
     if os.geteuid() not in (0, owner):
         raise NotPermitted(
@@ -174,6 +175,20 @@ def check_attachable(pid: int) -> None:
     if f"/memfd:{SESSION_NAME}" in maps and _AGENT in maps:  # a host has the first mapped, too
         raise AlreadyTracked(f"Process {pid} is already being tracked by another rtetrack-frida.")
     check_executable(f"/proc/{pid}/exe", f"Process {pid} ({process_name(pid)})")
+
+
+def _check_namespaces(pid: int) -> None:
+    """Raises ArrivalRefused where the process counts threads otherwise, or has another network: one in a container."""
+    for name, what in (("pid", "numbers of its own for processes (PID namespace)"), ("net", "a network of its own")):
+        try:
+            same = os.readlink(f"/proc/{pid}/ns/{name}") == os.readlink(f"/proc/self/ns/{name}")
+        except OSError:
+            continue  # not ours to see: what follows says so
+        if not same:
+            raise ArrivalRefused(
+                f"Process {pid} is in a container: it has {what}.",
+                f"Run rtetrack-frida in there: `docker exec`, `kubectl exec` or `nsenter -t {pid} -m -p -n` brings it in.",
+            )
 
 
 def _lasting_tracer(pid: int) -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import re
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,6 +167,50 @@ def test_bad_frees_and_the_programs_output_appear_above_the_prompt(spawned: Term
     spawned.expect(PROMPT)
     answer = spawned.command("bad 1", "of type freed twice")
     assert "free_twice" in answer
+
+
+def test_a_line_that_the_program_has_not_finished_stays_above_the_prompt(spawned: Terminal) -> None:
+    spawned.command("send ask what?", r"^what\?\nrtetrack>")
+    spawned.child.send("send s")  # what is typed is read on a line of its own
+    spawned.expect("send s")
+    spawned.child.send("ay so\r")
+    spawned.expect(r"what\?say so\n")  # as the program's terminal has it: its own echo
+    spawned.expect("said so")
+    spawned.expect(PROMPT)
+
+
+def test_send_types_what_is_typed_quotes_and_all(spawned: Terminal) -> None:
+    for words in ('"a b"', "it's  \"half", "\\x; $y | z"):
+        spawned.command(f"send say {words}", "said " + re.escape(words))
+        spawned.expect(PROMPT)
+
+
+def test_send_types_keys(spawned: Terminal) -> None:
+    spawned.command("send ^^say ^C", r"\^\^say \^C")  # a word among others is a word
+    spawned.child.send("send ^D\r")
+    assert spawned.status() == 0
+
+
+def test_send_ctrl_c_reaches_the_program_as_from_its_terminal(runner: Runner) -> None:
+    terminal = Terminal(runner, ["spawn", runner.program("waiter"), "sigint"])
+    terminal.expect("ready$")
+    terminal.expect(PROMPT)
+    terminal.child.send("send ^C\r")
+    assert terminal.status() == 5
+
+
+def test_the_programs_terminal_has_the_size_of_ours_also_when_that_changes(spawned: Terminal) -> None:
+    def size() -> tuple[int, int]:
+        with open(f"/proc/{pid}/fd/0", "rb", buffering=0) as stream:
+            rows, columns = struct.unpack("HHHH", fcntl.ioctl(stream, termios.TIOCGWINSZ, bytes(8)))[:2]
+            return int(rows), int(columns)
+
+    pid = int(subprocess.run(["pgrep", "-n", "-x", "waiter"], capture_output=True, text=True).stdout)
+    assert size() == (40, 200)
+    spawned.child.send("sta")
+    spawned.child.setwinsize(24, 71)
+    eventually(lambda: size() == (24, 71), seconds=5)
+    spawned.command("ts", "by socket")
 
 
 def test_pause_and_resume(spawned: Terminal) -> None:

@@ -2,7 +2,7 @@
  * Allocates one block of type "kept" in a named chain and waits: `waiter [sigint|lock]`. With sigint it ends with status
  * 5 at the first SIGINT; with ignore-sigint it counts them ("interrupted") and goes on; with lock it has locked all its
  * memory, present and future. Prints "ready". Lines on standard input: "leak SIZE" allocates, "say TEXT" prints, "bad"
- * frees a block twice, "exec" replaces it with sleep; it ends at the end of its input.
+ * frees a block twice, "exec" replaces it with sleep, "ask TEXT" prints TEXT and ends no line; it ends at the end of its input.
  */
 #include <errno.h>
 #include <signal.h>
@@ -55,6 +55,7 @@ int main(int argc, char **argv) {
             free_twice();
             puts("freed twice");
         }
+        else if (strncmp(line, "ask ", 4) == 0) printf("%.*s", (int) strcspn(line + 4, "\n"), line + 4);
         else if (strncmp(line, "exec", 4) == 0) execl("/bin/sleep", "sleep", "1", (char *) NULL);
         fflush(stdout);
     }

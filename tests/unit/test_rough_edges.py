@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -34,6 +35,7 @@ def test_the_console_says_nothing_that_commands_the_terminal(capsys: pytest.Capt
 
 _SPEAKS = """
 import sys
+import termios
 from frida_rtetrack.reporters import streams
 from frida_rtetrack.reporters.console import ConsoleReporter
 streams.open_closed_streams()
@@ -172,3 +174,30 @@ def test_a_summary_that_cannot_be_written_leaves_the_old_one_and_nothing_else(
         json_file.write(path, _document({}))
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["summary.json"]
+
+
+def _screen(written: str, columns: int) -> list[str]:
+    """What a terminal shows of it, a line each, blanks at their ends left out: wrapping begins with what does not fit."""
+    lines, column = [[" "] * columns], 0
+    for character in written:
+        if character == "\r":
+            column = 0
+        elif character == "\n" or column == columns:
+            lines.append([" "] * columns)
+            column = 0
+        if character not in "\r\n":
+            lines[-1][column] = character
+            column += 1
+    return ["".join(line).rstrip() for line in lines]
+
+
+@pytest.mark.parametrize("left", ["", "half a line", "x" * 39, "x" * 40, "a line\n"])
+def test_what_is_said_begins_on_a_line_of_its_own_wherever_the_program_left_the_terminal(left: str) -> None:
+    master, slave = os.openpty()
+    termios.tcsetwinsize(slave, (20, 40))
+    said = "from frida_rtetrack.reporters.console import ConsoleReporter as C; C().problem('it')"
+    os.write(slave, left.encode())
+    subprocess.run([sys.executable, "-c", said], stderr=slave, check=True, timeout=60)
+    shown = _screen(os.read(master, 4096).decode(), 40)
+    before = left.splitlines()
+    assert shown == [*before, "rtetrack-frida: it", ""]
