@@ -24,6 +24,7 @@ from frida_rtetrack.reachability.seeker import Referrer, Seeker
 from frida_rtetrack.recording import file as recording_file
 from frida_rtetrack.recording.recorder import Recorder
 from frida_rtetrack.reports import lost, summary
+from frida_rtetrack.reports.leakcheck import LeakCheck, LeakChecker
 from frida_rtetrack.reports.lost import LostReport
 from frida_rtetrack.reports.moment import Moment, Run
 from frida_rtetrack.reports.stats import Stats
@@ -78,6 +79,7 @@ class Host:
         self._group = TargetGroup(options, symbols_of=dpdk.symbols_of, told=self._told, wake=self._wake)
         self._session: Session
         self._recorder: Recorder | None = None
+        self._leak_checker: LeakChecker | None = None
         self._start: Start
 
     # ---- beginning ----
@@ -189,8 +191,19 @@ class Host:
             self.tracking,
             self._group,
             self._session.names,
-            sync=self.sync,
+            sync=lambda: self._session.pump.sync(time.monotonic() + SYNC_SECONDS),
         )
+        if self.options.leak_check:
+            self._leak_checker = LeakChecker(
+                self.options.leak_check,
+                self.tracking,
+                self._session.names,
+                processes=lambda: self._group.targets,
+                of_event=self._group.of_event,
+                owner=lambda: self._session.heap.eal.owner,
+                search=self.leaks,
+            )
+            self._session.pump.subscribe(self._leak_checker)
         self._session.dumper.check()
         self._recorder = self._session.recorder
         if self._recorder is not None:
@@ -202,6 +215,8 @@ class Host:
     # ---- ending ----
 
     def _finish(self) -> None:
+        if self._leak_checker is not None:
+            self._leak_checker.wait()
         self.ending = self._group.ending(let_go=self._detaching)
         self._end.over.set()
         self.observer.ended(self.ending)
@@ -227,6 +242,8 @@ class Host:
                 self.verify()
             except RtetrackError as error:
                 self._told.problem(f"The heap could not be verified: {error}")
+        if self._leak_checker is not None and self.hooks and not self._detaching and self._group.any_tracked():
+            self._leak_checker.look()
         self._detaching = True
         problems = self._group.unload()
         self._session.pump.stop()
@@ -267,7 +284,11 @@ class Host:
             self._group.offspring.join_threads(UNLOAD_SECONDS)
             if self._recorder is not None:
                 self._recorder.finish(
-                    names=self.options.record_names, ending=self.ending, verified=self.verified, **self._state()
+                    names=self.options.record_names,
+                    ending=self.ending,
+                    verified=self.verified,
+                    leak_check=self._leak_check(),
+                    **self._state(),
                 )
         self._group.close()
 
@@ -445,8 +466,12 @@ class Host:
                 argv=self.argv,
                 ending=self.ending or Ending(None, None, "running"),
                 lost=self.lost,
+                leak_check=self._leak_check(),
                 damage=self._group.memory.damage.counts,
             )
+
+    def _leak_check(self) -> LeakCheck | None:
+        return None if self._leak_checker is None else self._leak_checker.result()
 
     # ---- commands ----
 

@@ -18,12 +18,14 @@ import click
 from frida_rtetrack.commands import reports
 from frida_rtetrack.commands.export import export
 from frida_rtetrack.commands.flamegraph import flamegraph
+from frida_rtetrack.commands.leakkinds import OptionalValue, leak_kinds
 from frida_rtetrack.commands.leaving import ENDING, SignalWatch
+from frida_rtetrack.commands.moments import size
 from frida_rtetrack.commands.prompt import Prompt
 from frida_rtetrack.commands.terminal import ProgramTerminal
 from frida_rtetrack.errors import BadUsage, NotLive, RtetrackError
 from frida_rtetrack.host import VERSION, Host
-from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_BUFFER_MIB, MAX_FRAMES, Options
+from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_BUFFER_MIB, MAX_FRAMES, LeakKind, Options
 from frida_rtetrack.reporters import json_file, streams, text
 from frida_rtetrack.reporters.console import ConsoleReporter, print_help_of
 from frida_rtetrack.reports.gate import Gate, read_suppressions, suppressions_for
@@ -64,8 +66,11 @@ def _tracking_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--verify", is_flag=True, help="Compare with DPDK's own heap at the end."),
             click.option("--error-exitcode", type=click.IntRange(1, 255), metavar="N",
                          help="End with the exit status N on a bad free, or whatever else is checked and found."),
-            click.option("--leak-check", is_flag=True, help="With --error-exitcode: on blocks live at rte_eal_cleanup, too."),
-            click.option("--max-bytes", type=click.IntRange(0), metavar="BYTES", help="With --error-exitcode: on more bytes live at once, too."),
+            click.option("--leak-check", cls=OptionalValue, bare="all", type=leak_kinds, metavar="lost|growing|all",
+                         help="Look for leaks, and with "
+                         "--error-exitcode end so on them, too: what is lost when the program ends (nothing points there), call sites "
+                         "that only grow over the run, or all that is live at rte_eal_cleanup (default). Several: lost,growing."),
+            click.option("--max-bytes", type=size, metavar="SIZE", help="With --error-exitcode: on more bytes live at once, too: 512K, 64M."),
             click.option("--suppressions", type=click.Path(path_type=Path), metavar="FILE",
                          help="What --error-exitcode passes over: lines leak:FUNCTION, badfree:FUNCTION, as LeakSanitizer's."),
             click.option("--print-suppressions", is_flag=True, help="Print at the end the suppressions that name all that was found."),
@@ -130,21 +135,22 @@ class _Run:
         quiet: bool,
         dump_file: Path,
         error_exitcode: int | None,
-        leak_check: bool,
+        leak_check: frozenset[LeakKind] | None,
         max_bytes: int | None,
         suppressions: Path | None,
         print_suppressions: bool,
         **tracking: Any,
     ) -> None:
-        if error_exitcode is None and (leak_check or max_bytes is not None or suppressions is not None):
+        if error_exitcode is None and (max_bytes is not None or suppressions is not None):
             raise BadUsage(
-                "--leak-check, --max-bytes and --suppressions say what --error-exitcode ends with.",
+                "--max-bytes and --suppressions say what --error-exitcode ends with.",
                 "Give the exit status, too: --error-exitcode 1.",
             )
         self._error_exitcode = error_exitcode
+        leak_check = leak_check or frozenset()
         self._gate = Gate(leak_check, max_bytes, [] if suppressions is None else read_suppressions(suppressions))
         self._print_suppressions = print_suppressions
-        self._options = Options(dump_path=dump_file, **tracking)
+        self._options = Options(dump_path=dump_file, leak_check=leak_check, **tracking)
         self._summary_path = summary_path
         self._reporter = ConsoleReporter(quiet=quiet)
         self._quiet = quiet

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from frida_rtetrack.recording.replay import Replay
 from frida_rtetrack.reporters import outfile, recorded, streams, text
 from frida_rtetrack.reports import growth, summary
 from frida_rtetrack.reports.difference import difference
+from frida_rtetrack.reports.leakcheck import growing_json
 from frida_rtetrack.reports.moment import Filters, Moment
 from frida_rtetrack.reports.profile import Profile, profile
 from frida_rtetrack.reports.tree import Node, tree
@@ -156,14 +157,14 @@ def show_leaks(*, recording: Path, filters: Filters, limit: int, as_json: bool, 
                 **_moment_json(moment),
                 "at_cleanup": left and {"blocks": left.blocks, "bytes": left.size_bytes, "eal": {"blocks": left.eal_blocks, "bytes": left.eal_bytes},
                                         "call_sites": [summary.call_site_json(site) for site in left.call_sites]},
-                "growing": [_growing_json(site) for site in growing],
+                "growing": [growing_json(site) for site in growing],
                 "still_held": [summary.call_site_json(site) for site in sites],
             }  # fmt: skip
 
         lines = [recorded.moment(moment)]
         if left is not None:
             lines += text.leaks(left)
-        lines += [*recorded.growing(growing, limit), *recorded.held(sites, limit)]
+        lines += [*text.growing(growing, limit), *recorded.held(sites, limit)]
         _tell(lines, document, as_json=as_json, output=output)
         say_what_is_missing(opened)
 
@@ -270,18 +271,6 @@ def _moment_json(moment: Moment) -> dict[str, Any]:
         "seconds": moment.seconds,
         "blocks": int(moment.rows.size),
         "bytes": int(np.sum(moment.rows["size_bytes"])),
-    }
-
-
-def _growing_json(site: growth.Growing) -> dict[str, Any]:
-    frames: Sequence[Any] = () if site.stack is None else site.stack.frames
-    return {
-        "blocks": site.blocks,
-        "bytes": site.size_bytes,
-        "grown_bytes": site.grown_bytes,
-        "bytes_per_second": site.bytes_per_second,
-        "curve": list(site.curve),
-        "backtrace": [frame_json(each) for each in frames],
     }
 
 

@@ -6,8 +6,10 @@ Functions from results to lines. Who prints them, and where, is not known here.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from frida_rtetrack.reports.growth import Growing
+from frida_rtetrack.reports.leakcheck import LeakCheck
 from frida_rtetrack.reports.lost import LostReport
 from frida_rtetrack.reports.stats import Stats
 from frida_rtetrack.reports.summary import LEAK_SITES, CallSite, Leaks, Summary
@@ -17,6 +19,7 @@ from frida_rtetrack.tracking.badfree import BadFreeReport
 from frida_rtetrack.tracking.heap import HeapDifference
 from frida_rtetrack.tracking.map import BadFreeKind
 
+_LEVELS = "▁▂▃▄▅▆▇█"
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -202,6 +205,8 @@ def summary(found: Summary) -> Iterator[str]:
         yield "still live: nothing"
     if found.leaks is not None:
         yield from leaks(found.leaks)
+    if found.leak_check is not None:
+        yield from leak_check(found.leak_check)
     if found.verified is not None:
         yield from verified(found.verified, found.names)
     yield f"engine: {found.engine} ({found.compiler})"
@@ -230,6 +235,37 @@ def leaks(found: Leaks) -> Iterator[str]:
         yield from call_site(site)
     if len(found.call_sites) > LEAK_SITES:
         yield f"  ... and {count(len(found.call_sites) - LEAK_SITES, 'call site')} more"
+
+
+def growing(found: Sequence[Growing], limit: int) -> Iterator[str]:
+    """The call sites whose live blocks only increase, each with its curve."""
+    if not found:
+        yield "Growing: no call site has ever more live blocks."
+        return
+    yield f"Growing: {count(len(found), 'call site')} with ever more live blocks"
+    for site in found[:limit]:
+        yield (
+            f"  {curve(site.curve)}  {size(site.grown_bytes)} more since the start-up, {size(round(site.bytes_per_second))} a second; "
+            f"{size(site.size_bytes)} in {count(site.blocks, 'block')} now:"
+        )
+        yield from stack(site.stack)
+    if len(found) > limit:
+        yield f"  ... and {count(len(found) - limit, 'call site')} more (--limit)"
+
+
+def curve(values: Sequence[int]) -> str:
+    """A line of bars, the highest for the most."""
+    most = max(values, default=0) or 1
+    return "".join(_LEVELS[round(value / most * (len(_LEVELS) - 1))] for value in values)
+
+
+def leak_check(found: LeakCheck) -> Iterator[str]:
+    """What `--leak-check` asked for beyond what was live at rte_eal_cleanup."""
+    if found.lost is not None:
+        yield from lost(found.lost, LEAK_SITES)
+    if found.growing is not None:
+        yield from growing(found.growing, LEAK_SITES)
+    yield from found.not_told
 
 
 def verified(found: HeapDifference, names: Names) -> Iterator[str]:
