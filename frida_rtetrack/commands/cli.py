@@ -20,13 +20,13 @@ from frida_rtetrack.commands.export import export
 from frida_rtetrack.commands.flamegraph import flamegraph
 from frida_rtetrack.commands.leakkinds import OptionalValue, leak_kinds
 from frida_rtetrack.commands.leaving import ENDING, SignalWatch
-from frida_rtetrack.commands.moments import size
+from frida_rtetrack.commands.moments import size, source_root_option
 from frida_rtetrack.commands.prompt import Prompt
 from frida_rtetrack.commands.terminal import ProgramTerminal
 from frida_rtetrack.errors import BadUsage, NotLive, RtetrackError
 from frida_rtetrack.host import VERSION, Host
 from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_BUFFER_MIB, MAX_FRAMES, LeakKind, Options
-from frida_rtetrack.reporters import json_file, streams, text
+from frida_rtetrack.reporters import json_file, outfile, sarif, streams, text
 from frida_rtetrack.reporters.console import ConsoleReporter, print_help_of
 from frida_rtetrack.reports.gate import Gate, read_suppressions, suppressions_for
 from frida_rtetrack.reports.summary import Summary
@@ -58,6 +58,9 @@ def _tracking_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--dump-on-bad-free/--no-dump-on-bad-free", default=True, help="Write the dump at a bad free (default)."),
             click.option("--summary", "summary_path", type=click.Path(path_type=Path, readable=False), metavar="FILE", help="Write the summary as JSON."),
             click.option("-o", "--output", "record", type=click.Path(path_type=Path), metavar="FILE",
+            click.option("--sarif", "sarif_path", type=click.Path(path_type=Path, readable=False), metavar="FILE",
+                         help="Write bad frees and leaks as SARIF 2.1.0, for code hosts."),
+            source_root_option,
                          help="Record the session into FILE, for the reports: rtetrack-frida summary FILE."),
             click.option("--force", "record_over", is_flag=True, help="Overwrite the recording that is in that FILE."),
             click.option("--symbols/--no-symbols", "record_names", default=True,
@@ -134,6 +137,8 @@ class _Run:
         no_repl: bool,
         quiet: bool,
         dump_file: Path,
+        sarif_path: Path | None,
+        source_root: Path | None,
         error_exitcode: int | None,
         leak_check: frozenset[LeakKind] | None,
         max_bytes: int | None,
@@ -141,7 +146,7 @@ class _Run:
         print_suppressions: bool,
         **tracking: Any,
     ) -> None:
-        if error_exitcode is None and (max_bytes is not None or suppressions is not None):
+        if error_exitcode is None and (max_bytes is not None or (suppressions is not None and sarif_path is None)):
             raise BadUsage(
                 "--max-bytes and --suppressions say what --error-exitcode ends with.",
                 "Give the exit status, too: --error-exitcode 1.",
@@ -164,8 +169,11 @@ class _Run:
         self._tty = _tty_attributes()
         self._host: Host | None = None
         self._early_signals: list[int] = []
-        if summary_path is not None:
-            json_file.check_writable(summary_path)
+        self._sarif_path = sarif_path
+        self._source_root = source_root or sarif.source_root(Path.cwd())
+        for path, what in ((summary_path, "summary"), (sarif_path, "SARIF file")):
+            if path is not None:
+                json_file.check_writable(path, what)
 
     def spawn(self, argv: tuple[str, ...], also_attach: tuple[str, ...]) -> int:
         self._spawned = True
@@ -292,9 +300,16 @@ class _Run:
         if not self._quiet:
             self._reporter.say(*text.summary(found))
 
+        self._write_sarif(found)
     def _conclude(self, host: Host) -> int | None:
         """Tells and writes what was found. Returns the exit status where that is an error, not the program's own."""
         found = host.summary()
+    def _write_sarif(self, found: Summary) -> None:
+        """Raises OutputError."""
+        if self._sarif_path is not None:
+            with outfile.whole(self._sarif_path) as file:
+                sarif.write(found, file, root=self._source_root, suppressed=self._gate.suppresses)
+
         if not self._quiet:
             self._reporter.say(*text.summary(found))
         if not host.hooks:
@@ -321,6 +336,7 @@ class _Run:
         if self._options.record is not None and not self._quiet:
             self._reporter.say(f"recorded in {self._options.record}: rtetrack-frida summary {self._options.record}")
         if self._print_suppressions:
+        self._write_sarif(found)
             self._reporter.say(*suppressions_for(found))
         return None if self._error_exitcode is None else self._judge(found, self._error_exitcode)
 

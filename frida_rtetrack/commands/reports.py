@@ -13,10 +13,10 @@ from typing import Any
 import click
 import numpy as np
 
-from frida_rtetrack.commands.moments import When, filter_options, moment_options, recording_argument
+from frida_rtetrack.commands.moments import When, filter_options, moment_options, recording_argument, source_root_option
 from frida_rtetrack.recording.reader import Recording
 from frida_rtetrack.recording.replay import Replay
-from frida_rtetrack.reporters import outfile, recorded, streams, text
+from frida_rtetrack.reporters import outfile, recorded, sarif, streams, text
 from frida_rtetrack.reports import growth, summary
 from frida_rtetrack.reports.difference import difference
 from frida_rtetrack.reports.leakcheck import growing_json
@@ -63,12 +63,28 @@ def say_what_is_missing(recording: Recording) -> None:
 
 @click.command("summary")
 @moment_options
+@click.option(
+    "--sarif", "sarif_path", type=click.Path(path_type=Path), metavar="FILE", help="Write it as SARIF 2.1.0, too."
+)
+@source_root_option
 @_output_options
 @recording_argument
-def show_summary(*, recording: Path, when: When, limit: int, as_json: bool, output: Path | None) -> None:
+def show_summary(
+    *,
+    recording: Path,
+    when: When,
+    sarif_path: Path | None,
+    source_root: Path | None,
+    limit: int,
+    as_json: bool,
+    output: Path | None,
+) -> None:
     """What the recorded session said at its end, or would have said at another moment."""
     with Recording(recording) as opened:
         found = when.replay(opened).summary()
+        if sarif_path is not None:
+            with outfile.whole(sarif_path) as file:
+                sarif.write(found, file, root=source_root or sarif.source_root(Path.cwd()))
         _tell(text.summary(found), found.as_json, as_json=as_json, output=output)
         say_what_is_missing(opened)
 

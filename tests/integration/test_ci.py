@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -15,8 +16,14 @@ BOTH = (*GATE, "--leak-check=lost,growing")
 def test_a_ci_is_told_by_the_exit_status_and_suppressions_pass_over_what_is_known(
     runner: Runner, tmp_path: Path
 ) -> None:
-    failing = runner.run("demo", options=[*GATE, "--print-suppressions"])
+    sarif, recording = tmp_path / "found.sarif", tmp_path / "demo.rtrec"
+    failing = runner.run("demo", options=[*GATE, "--print-suppressions", "--sarif", sarif, "-o", recording])
     assert failing.wait() == 99
+    results = json.loads(sarif.read_text())["runs"][0]["results"]
+    assert [result["ruleId"] for result in results] == ["interior", "duplicate"]
+    again = runner.report("summary", recording, "--sarif", tmp_path / "again.sarif")
+    assert again.wait() == 0
+    assert (tmp_path / "again.sarif").read_bytes() == sarif.read_bytes()
     assert "Exit status 99: 2 bad frees." in failing.stderr
     known = re.findall(r"^badfree:.*", failing.stderr, re.MULTILINE)
     suppressions = tmp_path / "known"
