@@ -56,13 +56,16 @@ def read_suppressions(path: Path) -> list[Suppression]:
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line or line.startswith("#"):
             continue
-        kind, colon, pattern = line.partition(":")
-        if kind not in KINDS or not colon or not pattern:
-            raise BadUsage(
-                f"Line {number} of {path} is no suppression: {line!r}.", "Write leak:FUNCTION or badfree:FUNCTION."
-            )
-        found.append(Suppression(kind, pattern))
+        found.append(suppression(line, f"Line {number} of {path}"))
     return found
+
+
+def suppression(line: str, where: str = "This") -> Suppression:
+    """The suppression that `line` is; `where` names it in the error. Raises BadUsage."""
+    kind, colon, pattern = line.partition(":")
+    if kind not in KINDS or not colon or not pattern:
+        raise BadUsage(f"{where} is no suppression: {line!r}.", "Write leak:FUNCTION or badfree:FUNCTION.")
+    return Suppression(kind, pattern)
 
 
 @dataclass(frozen=True, slots=True)
