@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from frida_rtetrack.commands import reports
+from frida_rtetrack.commands.coloroption import color_option
 from frida_rtetrack.commands.export import export
 from frida_rtetrack.commands.flamegraph import flamegraph
 from frida_rtetrack.commands.leakkinds import OptionalValue, leak_kinds
@@ -26,7 +27,7 @@ from frida_rtetrack.commands.terminal import ProgramTerminal
 from frida_rtetrack.errors import BadUsage, NotLive, RtetrackError
 from frida_rtetrack.host import VERSION, Host
 from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_BUFFER_MIB, MAX_FRAMES, LeakKind, Options
-from frida_rtetrack.reporters import json_file, outfile, sarif, streams, text
+from frida_rtetrack.reporters import bars, json_file, outfile, sarif, streams, text
 from frida_rtetrack.reporters.console import ConsoleReporter, print_help_of
 from frida_rtetrack.reports.gate import Gate, read_suppressions, suppressions_for
 from frida_rtetrack.reports.summary import Summary
@@ -57,10 +58,10 @@ def _tracking_options(command: Callable[..., None]) -> Callable[..., None]:
                          envvar="RTE_MALLOC_TRACK_DUMP_FILE", help="Where SIGRTMIN and bad frees write the live allocations."),
             click.option("--dump-on-bad-free/--no-dump-on-bad-free", default=True, help="Write the dump at a bad free (default)."),
             click.option("--summary", "summary_path", type=click.Path(path_type=Path, readable=False), metavar="FILE", help="Write the summary as JSON."),
-            click.option("-o", "--output", "record", type=click.Path(path_type=Path), metavar="FILE",
             click.option("--sarif", "sarif_path", type=click.Path(path_type=Path, readable=False), metavar="FILE",
                          help="Write bad frees and leaks as SARIF 2.1.0, for code hosts."),
             source_root_option,
+            click.option("-o", "--output", "record", type=click.Path(path_type=Path), metavar="FILE",
                          help="Record the session into FILE, for the reports: rtetrack-frida summary FILE."),
             click.option("--force", "record_over", is_flag=True, help="Overwrite the recording that is in that FILE."),
             click.option("--symbols/--no-symbols", "record_names", default=True,
@@ -90,7 +91,10 @@ def _tracking_options(command: Callable[..., None]) -> Callable[..., None]:
     VERSION, prog_name="rtetrack-frida", message=f"%(prog)s %(version)s, engine: native ({native_compiler()})"
 )
 def cli() -> None:
-    """Track the memory that a program takes from DPDK's heap: allocations, leaks, stray and duplicate frees."""
+    """Track the memory that a program takes from DPDK's heap: allocations, leaks, stray and duplicate frees.
+
+    Words are completed after eval "$(_RTETRACK_FRIDA_COMPLETE=bash_source rtetrack-frida)" (zsh_source, fish_source).
+    """
 
 
 @cli.command(context_settings={"allow_interspersed_args": False})
@@ -125,6 +129,8 @@ def attach(targets: tuple[str, ...], duration: float | None, **options: Any) -> 
 
 for report in (*reports.COMMANDS, export, flamegraph):
     cli.add_command(report)
+for command in (cli, *cli.commands.values()):
+    command.params.append(color_option())
 
 
 class _Run:
@@ -134,11 +140,11 @@ class _Run:
         self,
         *,
         summary_path: Path | None,
+        sarif_path: Path | None,
+        source_root: Path | None,
         no_repl: bool,
         quiet: bool,
         dump_file: Path,
-        sarif_path: Path | None,
-        source_root: Path | None,
         error_exitcode: int | None,
         leak_check: frozenset[LeakKind] | None,
         max_bytes: int | None,
@@ -213,13 +219,15 @@ class _Run:
     def _stay(self, duration: float | None, terminal: ProgramTerminal | None) -> None:
         assert self._host is not None
         if self._with_prompt:
-            Prompt(
+            prompt = Prompt(
                 self._host,
                 self._reporter,
                 terminal,
                 spawned=self._spawned,
                 on_interrupt=lambda: self._on_signal(signal.SIGINT),
-            ).run(duration)
+            )
+            with bars.BARS.hidden():
+                prompt.run(duration)
         else:
             self._host.wait(duration)
 
@@ -282,6 +290,7 @@ class _Run:
 
     def _say_last_words(self) -> None:
         end_held()
+        bars.BARS.stop()
         if self._tty is not None:
             with contextlib.suppress(termios.error):
                 termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, self._tty)
@@ -297,19 +306,19 @@ class _Run:
         found = self._host.summary()
         if self._summary_path is not None:
             json_file.write(self._summary_path, found)
+        self._write_sarif(found)
         if not self._quiet:
             self._reporter.say(*text.summary(found))
 
-        self._write_sarif(found)
-    def _conclude(self, host: Host) -> int | None:
-        """Tells and writes what was found. Returns the exit status where that is an error, not the program's own."""
-        found = host.summary()
     def _write_sarif(self, found: Summary) -> None:
         """Raises OutputError."""
         if self._sarif_path is not None:
             with outfile.whole(self._sarif_path) as file:
                 sarif.write(found, file, root=self._source_root, suppressed=self._gate.suppresses)
 
+    def _conclude(self, host: Host) -> int | None:
+        """Tells and writes what was found. Returns the exit status where that is an error, not the program's own."""
+        found = host.summary()
         if not self._quiet:
             self._reporter.say(*text.summary(found))
         if not host.hooks:
@@ -333,10 +342,10 @@ class _Run:
                 raise RtetrackError(
                     f"The summary cannot be written to {self._summary_path}: {error.strerror}."
                 ) from None
+        self._write_sarif(found)
         if self._options.record is not None and not self._quiet:
             self._reporter.say(f"recorded in {self._options.record}: rtetrack-frida summary {self._options.record}")
         if self._print_suppressions:
-        self._write_sarif(found)
             self._reporter.say(*suppressions_for(found))
         return None if self._error_exitcode is None else self._judge(found, self._error_exitcode)
 
@@ -371,7 +380,8 @@ def main() -> None:
     """The command `rtetrack-frida`."""
     streams.open_closed_streams()
     try:
-        cli()
+        with bars.shown():
+            cli()
     except RtetrackError as error:
         print_help_of(error)
         sys.exit(EXIT_TOOL_FAILED)

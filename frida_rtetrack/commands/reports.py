@@ -17,6 +17,7 @@ from frida_rtetrack.commands.moments import When, filter_options, moment_options
 from frida_rtetrack.recording.reader import Recording
 from frida_rtetrack.recording.replay import Replay
 from frida_rtetrack.reporters import outfile, recorded, sarif, streams, text
+from frida_rtetrack.reporters.colour import painted
 from frida_rtetrack.reports import growth, summary
 from frida_rtetrack.reports.difference import difference
 from frida_rtetrack.reports.leakcheck import growing_json
@@ -42,10 +43,11 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _tell(lines: Iterable[str], document: Callable[[], dict[str, Any]], *, as_json: bool, output: Path | None) -> None:
-    told = json.dumps(document(), indent=1) + "\n" if as_json else "".join(visible(line) + "\n" for line in lines)
     if output is None:
+        told = json.dumps(document(), indent=1) + "\n" if as_json else painted(lines, sys.stdout)
         streams.write(sys.stdout, told)
     else:
+        told = json.dumps(document(), indent=1) + "\n" if as_json else "".join(visible(line) + "\n" for line in lines)
         with outfile.whole(output) as file:
             file.write(told.encode(errors="surrogateescape"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from frida_rtetrack.reporters.text import call_site, count, duration, frame, size
+from frida_rtetrack.reporters.text import call_site, count, duration, frames, size
 from frida_rtetrack.reports.difference import Changed, Difference
 from frida_rtetrack.reports.moment import Moment
 from frida_rtetrack.reports.profile import frame_name
@@ -134,8 +134,7 @@ def _changed(site: Changed) -> Iterator[str]:
     )
     if not site.frames:
         yield "      (no backtrace was recorded)"
-    for index, each in enumerate(site.frames):
-        yield "      " + frame(index, each)
+    yield from frames(site.frames)
 
 
 def _more(size_bytes: int) -> str:

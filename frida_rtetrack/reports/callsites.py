@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from frida_rtetrack.progress import following
 from frida_rtetrack.symbols.names import Names, Stack
 from frida_rtetrack.symbols.symbolizer import frame_json
 
@@ -40,8 +41,10 @@ def call_sites(live: NDArray[np.void], names: Names, count: int, by: str = "byte
         "oldest": np.minimum.reduceat(live["allocated_at_ns"][order], starts),
     }[by]
     ends = np.append(starts[1:], order.size)
+    largest = np.argsort(key, kind="stable")[:count]
     return [
-        _call_site(live[order[starts[site] : ends[site]]], names) for site in np.argsort(key, kind="stable")[:count]
+        _call_site(live[order[starts[site] : ends[site]]], names)
+        for site in following("looking names up", largest, largest.size)
     ]
 
 
