@@ -28,6 +28,8 @@ FIRST_PERIOD_S = 0.02
 COST_SHARE = 20
 """A look at the call sites is followed by a pause of so many times what it took, at least."""
 LAST_LOOK_SECONDS = 2.0
+HELD_SECONDS = 55.0
+"""A little less than END_HELD_LIMIT_NS, native/snapshot.c."""
 NEVER_HELD = "The program ended neither by rte_eal_cleanup nor by exit, or was not tracked any more then."
 
 
@@ -189,9 +191,19 @@ class LeakChecker(Subscriber):
                     raise NotLive("Another process that had the heap ended before, and what it held is not known.")
                 if self._owner() is HeapOwner.UNSEEN and not self._tracking.totals.allocations:
                     raise NotLive("The process that ended never had a heap of DPDK's.")
-                self._lost = self._search()
+                self._lost = self._found_in(self._users(), held=but_for is not None)
             except RtetrackError as error:
                 self._why_not_lost = str(error)
+
+    def _found_in(self, users: Sequence[HeapUser], *, held: bool) -> LostReport:
+        """Raises RtetrackError, also where they did not stay as long as the search took: what they held is gone then."""
+        begun = time.monotonic()
+        found = self._search()
+        if any(not user.is_tracked for user in users if user.hooks and not user.cleaned_up):
+            raise NotLive("The program ended while its memory was searched.")
+        if held and time.monotonic() - begun > HELD_SECONDS:
+            raise NotLive("The search took longer than a program that ends is held for it.")
+        return found
 
     def wait(self) -> None:
         """Until a search that has begun has ended, in a program that is gone."""
