@@ -41,6 +41,9 @@ bench: setup native programs ## measure what tracking costs
 	@test -f bench/run.py || { echo "There is no benchmark in bench/run.py." >&2; exit 1; }
 	$(BIN)/python bench/run.py $(BENCH_OPTIONS)
 
+man: setup ## the man pages in docs/man, from the commands' own help
+	$(BIN)/python docs/man/make.py
+
 # The native engine by the system's compiler; without one TinyCC compiles it in the target.
 native: system
 	@$(PYTHON) frida_rtetrack/native/build.py || true
@@ -93,4 +96,4 @@ clean: ## remove what was built
 	rm -rf build $(VENV) *.egg-info frida_rtetrack/native/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help demo test check native programs source-programs bench setup system clean
+.PHONY: help demo test check man native programs source-programs bench setup system clean

@@ -66,6 +66,9 @@ rpc.exports = {
     ours: ourMemory(),
   }),
 
+  // The host has looked at the program's memory: it may end.
+  letEnd: () => session?.holdEnd(0),
+
   moduleNames: () => Process.enumerateModules().map(module => module.path),
 
   // The script is unloaded, the host is gone, or the program exits.

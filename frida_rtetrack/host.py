@@ -24,6 +24,7 @@ from frida_rtetrack.reachability.seeker import Referrer, Seeker
 from frida_rtetrack.recording import file as recording_file
 from frida_rtetrack.recording.recorder import Recorder
 from frida_rtetrack.reports import lost, summary
+from frida_rtetrack.reports.leakcheck import LeakCheck, LeakChecker
 from frida_rtetrack.reports.lost import LostReport
 from frida_rtetrack.reports.moment import Moment, Run
 from frida_rtetrack.reports.stats import Stats
@@ -84,6 +85,7 @@ class Host:
         )
         self._session: Session
         self._recorder: Recorder | None = None
+        self._leak_checker: LeakChecker | None = None
         self._start: Start
 
     # ---- beginning ----
@@ -199,9 +201,20 @@ class Host:
             self.tracking,
             self._group,
             self._session.names,
-            sync=self.sync,
+            sync=lambda: self._session.pump.sync(time.monotonic() + SYNC_SECONDS),
         )
         self._take_note_of_symbols(target.pid)
+        if self.options.leak_check:
+            self._leak_checker = LeakChecker(
+                self.options.leak_check,
+                self.tracking,
+                self._session.names,
+                processes=lambda: self._group.targets,
+                of_event=self._group.of_event,
+                owner=lambda: self._session.heap.eal.owner,
+                search=self.leaks,
+            )
+            self._session.pump.subscribe(self._leak_checker)
         self._session.dumper.check()
         self._recorder = self._session.recorder
         if self._recorder is not None:
@@ -223,6 +236,8 @@ class Host:
     # ---- ending ----
 
     def _finish(self) -> None:
+        if self._leak_checker is not None:
+            self._leak_checker.wait()
         self.ending = self._group.ending(let_go=self._detaching)
         if self._begun:
             verify = self.options.verify and bool(self.hooks)
@@ -256,6 +271,8 @@ class Host:
                     self._told.problem("The heap could not be verified: this DPDK has no rte_malloc_dump_heaps.")
             except RtetrackError as error:
                 self._told.problem(f"The heap could not be verified: {error}")
+        if self._leak_checker is not None and self.hooks and not self._detaching and self._group.any_tracked():
+            self._leak_checker.look()
         self._detaching = True
         problems = self._group.unload()
         self._session.pump.stop()
@@ -299,6 +316,7 @@ class Host:
                     names=self.options.record_names,
                     ending=self.ending,
                     verified=self._session.heap.view.verified,
+                    leak_check=self._leak_check(),
                     **self._state(),
                 )
         self._group.close()
@@ -488,8 +506,12 @@ class Host:
                 argv=self.argv,
                 ending=self.ending or Ending(None, None, "running"),
                 lost=self.lost,
+                leak_check=self._leak_check(),
                 damage=self._group.memory.damage.counts,
             )
+
+    def _leak_check(self) -> LeakCheck | None:
+        return None if self._leak_checker is None else self._leak_checker.result()
 
     # ---- commands ----
 

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 DEFAULT_DUMP_PATH = Path("/tmp/rteMallocTrackMapDump.txt")
 ENGINES = ("auto", "native", "portable")
 MAX_FRAMES = 256
 MAX_BUFFER_MIB = 16384
+
+
+class LeakKind(StrEnum):
+    """What a leak check counts as leaked."""
+
+    LOST = "lost"
+    """What nothing points to when the program ends, calls rte_eal_cleanup, or is let go."""
+    GROWING = "growing"
+    """Call sites whose live blocks only increase over the run."""
+    ALL = "all"
+    """What is live when the program calls rte_eal_cleanup, EAL's own left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +51,6 @@ class Options:
     """Look up how all stacks read when the recording ends; if not, its reader does, from the files at hand there."""
     verify: bool = False
     """Compare with DPDK's own heap at the end: when the program exits, cleans up EAL, or is let go."""
+    leak_check: frozenset[LeakKind] = frozenset()
+    """What is looked for at the end, for `Host.summary` and the gate. For LOST the thread that ends the program, or calls
+    rte_eal_cleanup, waits until its memory has been searched."""

@@ -7,9 +7,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from frida_rtetrack.host import ENGINES
 from frida_rtetrack.target.engine import COMPILER_VARIABLE
+
+settings.register_profile("any machine", deadline=None)  # a busy one is slow
+settings.load_profile("any machine")
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ROOT / "build" / "programs"

@@ -62,6 +62,7 @@ class Session {
     this.moduleUnloaded = this.code.native('agent_module_unloaded', 'void', ['pointer']);
     this.record = this.code.native('agent_record', 'void', ['int']);
     this.followChildren = this.code.native('agent_follow', 'void', ['int']);
+    this.holdEnd = this.code.native('agent_hold_end', 'void', ['int']);
     this.functions = new DpdkFunctions(this.code, options.symbols, options.library);
     this.heap = new DpdkHeap(this.code, this.functions, options.verify);
     this.engine = options.engine === 'native' ? new NativeEngine(this) : new PortableEngine(this);
@@ -75,7 +76,8 @@ class Session {
       this.startExecProbe();
     }
     this.startSigmark();
-    if (this.options.verify) this.watchEnd();
+    if (this.options.holdEnd) this.holdEnd(1);
+    if (this.options.verify || this.options.holdEnd) this.watchEnd();
     this.followModules();
   }
 
@@ -188,6 +190,7 @@ class Session {
     if (system.getpid().value !== this.pid) return; // a forked child: nothing of this is mapped here
     if (reason === 'exit' && this.options.verify) this.heap.snapshot(FINAL_BASELINE);
     this.followChildren(0);
+    this.holdEnd(0);
     this.ring.stop();
     this.observer?.detach();
     // At one moment for all functions: what is allocated unseen must not be seen to be freed.
@@ -214,7 +217,8 @@ class Session {
   waitForThreads() {
     const threadsInside = this.code.native('agent_threads_inside', 'int', []);
     const signalsInside = this.code.native('sigmark_inside', 'int', []);
-    const inside = () => threadsInside() + signalsInside() + this.engine.threadsInside();
+    const threadsEnding = this.code.native('agent_threads_ending', 'int', []);
+    const inside = () => threadsInside() + signalsInside() + threadsEnding() + this.engine.threadsInside();
     while (inside() > 0) Thread.sleep(0.01);
     Thread.sleep(UNLOAD_GRACE_S);
     while (inside() > 0) Thread.sleep(0.01);

@@ -16,16 +16,19 @@ from typing import Any
 import click
 
 from frida_rtetrack.commands import helptexts, reports
+from frida_rtetrack.commands.coloroption import color_option
 from frida_rtetrack.commands.export import export
 from frida_rtetrack.commands.flamegraph import flamegraph
-from frida_rtetrack.commands.grouped import GroupedCommand, under
+from frida_rtetrack.commands.grouped import GroupedCommand, place, under
+from frida_rtetrack.commands.leakkinds import OptionalValue, leak_kinds
 from frida_rtetrack.commands.leaving import ENDING, SignalWatch
+from frida_rtetrack.commands.moments import size, source_root_option
 from frida_rtetrack.commands.prompt import Prompt
 from frida_rtetrack.commands.terminal import ProgramTerminal
 from frida_rtetrack.errors import BadUsage, NotLive, RtetrackError
 from frida_rtetrack.host import VERSION, Host
-from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_BUFFER_MIB, MAX_FRAMES, Options
-from frida_rtetrack.reporters import json_file, streams, text
+from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_BUFFER_MIB, MAX_FRAMES, LeakKind, Options
+from frida_rtetrack.reporters import bars, json_file, outfile, sarif, streams, text
 from frida_rtetrack.reporters.console import ConsoleReporter, print_help_of
 from frida_rtetrack.reports.gate import Gate, read_suppressions, suppressions_for
 from frida_rtetrack.reports.summary import Summary
@@ -61,6 +64,9 @@ def _tracking_options(command: Callable[..., None]) -> Callable[..., None]:
                          envvar="RTE_MALLOC_TRACK_DUMP_FILE", help="Where SIGRTMIN and bad frees write the live allocations."),
             click.option("--dump-on-bad-free/--no-dump-on-bad-free", default=True, help="Write the dump at a bad free (default)."),
             click.option("--summary", "summary_path", type=click.Path(path_type=Path, readable=False), metavar="FILE", help="Write the summary as JSON."),
+            click.option("--sarif", "sarif_path", type=click.Path(path_type=Path, readable=False), metavar="FILE",
+                         help="Write bad frees and leaks as SARIF 2.1.0, for code hosts."),
+            source_root_option,
             click.option("-o", "--output", "record", type=click.Path(path_type=Path), metavar="FILE",
                          help="Record the session into FILE, for the reports: rtetrack-frida summary FILE."),
             click.option("--force", "record_over", is_flag=True, help="Overwrite the recording that is in that FILE."),
@@ -71,8 +77,11 @@ def _tracking_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--verify", is_flag=True, help="Compare with DPDK's own heap at the end."),
             click.option("--error-exitcode", type=click.IntRange(1, 255), metavar="N",
                          help="End with the exit status N on a bad free, or whatever else is checked and found."),
-            click.option("--leak-check", is_flag=True, help="With --error-exitcode: on blocks live at rte_eal_cleanup, too."),
-            click.option("--max-bytes", type=click.IntRange(0), metavar="BYTES", help="With --error-exitcode: on more bytes live at once, too."),
+            click.option("--leak-check", cls=OptionalValue, bare="all", type=leak_kinds, metavar="lost|growing|all",
+                         help="Look for leaks, and with "
+                         "--error-exitcode end so on them, too: what is lost when the program ends (nothing points there), call sites "
+                         "that only grow over the run, or all that is live at rte_eal_cleanup (default). Several: lost,growing."),
+            click.option("--max-bytes", type=size, metavar="SIZE", help="With --error-exitcode: on more bytes live at once, too: 512K, 64M."),
             click.option("--suppressions", type=click.Path(path_type=Path), metavar="FILE",
                          help="What --error-exitcode passes over: lines leak:FUNCTION, badfree:FUNCTION, as LeakSanitizer's."),
             click.option("--print-suppressions", is_flag=True, help="Print at the end the suppressions that name all that was found."),
@@ -141,6 +150,8 @@ def attach(targets: tuple[str, ...], duration: float | None, **options: Any) -> 
 
 for report in (*reports.COMMANDS, export, flamegraph):
     cli.add_command(report)
+for command in (cli, *cli.commands.values()):
+    command.params.append(place(color_option(), "What is shown"))
 
 
 class _Run:
@@ -150,25 +161,28 @@ class _Run:
         self,
         *,
         summary_path: Path | None,
+        sarif_path: Path | None,
+        source_root: Path | None,
         no_repl: bool,
         quiet: bool,
         dump_file: Path,
         error_exitcode: int | None,
-        leak_check: bool,
+        leak_check: frozenset[LeakKind] | None,
         max_bytes: int | None,
         suppressions: Path | None,
         print_suppressions: bool,
         **tracking: Any,
     ) -> None:
-        if error_exitcode is None and (leak_check or max_bytes is not None or suppressions is not None):
+        if error_exitcode is None and (max_bytes is not None or (suppressions is not None and sarif_path is None)):
             raise BadUsage(
-                "--leak-check, --max-bytes and --suppressions say what --error-exitcode ends with.",
+                "--max-bytes and --suppressions say what --error-exitcode ends with.",
                 "Give the exit status, too: --error-exitcode 1.",
             )
         self._error_exitcode = error_exitcode
+        leak_check = leak_check or frozenset()
         self._gate = Gate(leak_check, max_bytes, [] if suppressions is None else read_suppressions(suppressions))
         self._print_suppressions = print_suppressions
-        self._options = Options(dump_path=dump_file, **tracking)
+        self._options = Options(dump_path=dump_file, leak_check=leak_check, **tracking)
         self._summary_path = summary_path
         self._reporter = ConsoleReporter(quiet=quiet)
         self._quiet = quiet
@@ -182,8 +196,11 @@ class _Run:
         self._tty = _tty_attributes()
         self._host: Host | None = None
         self._early_signals: list[int] = []
-        if summary_path is not None:
-            json_file.check_writable(summary_path)
+        self._sarif_path = sarif_path
+        self._source_root = source_root or sarif.source_root(Path.cwd())
+        for path, what in ((summary_path, "summary"), (sarif_path, "SARIF file")):
+            if path is not None:
+                json_file.check_writable(path, what)
 
     def spawn(self, argv: tuple[str, ...], also_attach: tuple[str, ...], *, allow_no_dpdk: bool = False) -> int:
         self._spawned = True
@@ -223,13 +240,15 @@ class _Run:
     def _stay(self, duration: float | None, terminal: ProgramTerminal | None) -> None:
         assert self._host is not None
         if self._with_prompt:
-            Prompt(
+            prompt = Prompt(
                 self._host,
                 self._reporter,
                 terminal,
                 spawned=self._spawned,
                 on_interrupt=lambda: self._on_signal(signal.SIGINT),
-            ).run(duration)
+            )
+            with bars.BARS.hidden():
+                prompt.run(duration)
             if terminal is not None:
                 terminal.follow_size()
         else:
@@ -294,6 +313,7 @@ class _Run:
 
     def _say_last_words(self) -> None:
         end_held()
+        bars.BARS.stop()
         if self._tty is not None:
             with contextlib.suppress(termios.error):
                 termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, self._tty)
@@ -309,8 +329,15 @@ class _Run:
         found = self._host.summary()
         if self._summary_path is not None:
             json_file.write(self._summary_path, found)
+        self._write_sarif(found)
         if not self._quiet:
             self._reporter.say(*text.summary(found))
+
+    def _write_sarif(self, found: Summary) -> None:
+        """Raises OutputError."""
+        if self._sarif_path is not None:
+            with outfile.whole(self._sarif_path) as file:
+                sarif.write(found, file, root=self._source_root, suppressed=self._gate.suppresses)
 
     def _conclude(self, host: Host, *, passes_without_dpdk: bool = False) -> int | None:
         """Tells and writes what was found. Returns the exit status where that is an error, not the program's own."""
@@ -326,6 +353,7 @@ class _Run:
                 raise RtetrackError(
                     f"The summary cannot be written to {self._summary_path}: {error.strerror}."
                 ) from None
+        self._write_sarif(found)
         if self._options.record is not None and not self._quiet:
             self._reporter.say(f"recorded in {self._options.record}: rtetrack-frida summary {self._options.record}")
         if self._print_suppressions:
@@ -389,7 +417,8 @@ def main() -> None:
     """The command `rtetrack-frida`."""
     streams.open_closed_streams()
     try:
-        cli()
+        with bars.shown():
+            cli()
     except RtetrackError as error:
         print_help_of(error)
         sys.exit(EXIT_TOOL_FAILED)

@@ -19,12 +19,18 @@ def under(heading: str, *options: Decorator) -> tuple[Decorator, ...]:
     def with_heading(option: Decorator) -> Decorator:
         def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
             decorated = option(command)
-            setattr(decorated.__click_params__[-1], _HEADING, heading)  # type: ignore[attr-defined]
+            place(decorated.__click_params__[-1], heading)  # type: ignore[attr-defined]
             return decorated
 
         return decorate
 
     return tuple(map(with_heading, options))
+
+
+def place(option: click.Parameter, heading: str) -> click.Parameter:
+    """The option, listed below `heading`."""
+    setattr(option, _HEADING, heading)
+    return option
 
 
 def verbatim(**sections: str) -> str:

@@ -126,6 +126,14 @@ def filter_options(command: Command) -> Command:
 recording_argument = click.argument("recording", type=click.Path(path_type=Path), metavar="FILE")
 """The recording, as a path."""
 
+source_root_option = click.option(
+    "--source-root",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="What files in the SARIF are relative to (default: the git work tree here, or this directory).",
+)
+"""The command takes `source_root: Path | None`."""
+
 
 def _named(wrapper: Any, command: Command) -> Command:
     """`wrapper`, which has options of its own, in the place of `command`, which may have some."""

@@ -19,6 +19,7 @@ from prompt_toolkit.patch_stdout import patch_stdout
 
 from frida_rtetrack.errors import BadUsage, RtetrackError
 from frida_rtetrack.reporters import text
+from frida_rtetrack.reporters.colour import painted
 from frida_rtetrack.symbols.visible import visible
 from frida_rtetrack.tracking.map import Block, Freed
 
@@ -166,7 +167,7 @@ class Prompt:
 
     def _print(self, line: str) -> None:
         """Prints while no prompt is shown: straight to the terminal, so that it is there before the next prompt is."""
-        self._screen.write(visible(line) + "\n")
+        self._screen.write(painted([line], self._screen))
         self._screen.flush()
 
     def _interrupt(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ from typing import Any
 import click
 import numpy as np
 
-from frida_rtetrack.commands.moments import When, filter_options, moment_options, recording_argument
+from frida_rtetrack.commands.moments import When, filter_options, moment_options, recording_argument, source_root_option
 from frida_rtetrack.recording.reader import Recording
 from frida_rtetrack.recording.replay import Replay
-from frida_rtetrack.reporters import outfile, recorded, streams, text
+from frida_rtetrack.reporters import outfile, recorded, sarif, streams, text
+from frida_rtetrack.reporters.colour import painted
 from frida_rtetrack.reports import growth, summary
 from frida_rtetrack.reports.difference import difference
+from frida_rtetrack.reports.leakcheck import growing_json
 from frida_rtetrack.reports.moment import Filters, Moment
 from frida_rtetrack.reports.profile import Profile, profile
 from frida_rtetrack.reports.tree import Node, tree
@@ -41,10 +43,11 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _tell(lines: Iterable[str], document: Callable[[], dict[str, Any]], *, as_json: bool, output: Path | None) -> None:
-    told = json.dumps(document(), indent=1) + "\n" if as_json else "".join(visible(line) + "\n" for line in lines)
     if output is None:
+        told = json.dumps(document(), indent=1) + "\n" if as_json else painted(lines, sys.stdout)
         streams.write(sys.stdout, told)
     else:
+        told = json.dumps(document(), indent=1) + "\n" if as_json else "".join(visible(line) + "\n" for line in lines)
         with outfile.whole(output) as file:
             file.write(told.encode(errors="surrogateescape"))
 
@@ -62,12 +65,28 @@ def say_what_is_missing(recording: Recording) -> None:
 
 @click.command("summary")
 @moment_options
+@click.option(
+    "--sarif", "sarif_path", type=click.Path(path_type=Path), metavar="FILE", help="Write it as SARIF 2.1.0, too."
+)
+@source_root_option
 @_output_options
 @recording_argument
-def show_summary(*, recording: Path, when: When, limit: int, as_json: bool, output: Path | None) -> None:
+def show_summary(
+    *,
+    recording: Path,
+    when: When,
+    sarif_path: Path | None,
+    source_root: Path | None,
+    limit: int,
+    as_json: bool,
+    output: Path | None,
+) -> None:
     """What the recorded session said at its end, or would have said at another moment."""
     with Recording(recording) as opened:
         found = when.replay(opened).summary()
+        if sarif_path is not None:
+            with outfile.whole(sarif_path) as file:
+                sarif.write(found, file, root=source_root or sarif.source_root(Path.cwd()))
         _tell(text.summary(found), found.as_json, as_json=as_json, output=output)
         say_what_is_missing(opened)
 
@@ -156,14 +175,14 @@ def show_leaks(*, recording: Path, filters: Filters, limit: int, as_json: bool, 
                 **_moment_json(moment),
                 "at_cleanup": left and {"blocks": left.blocks, "bytes": left.size_bytes, "eal": {"blocks": left.eal_blocks, "bytes": left.eal_bytes},
                                         "call_sites": [summary.call_site_json(site) for site in left.call_sites]},
-                "growing": [_growing_json(site) for site in growing],
+                "growing": [growing_json(site) for site in growing],
                 "still_held": [summary.call_site_json(site) for site in sites],
             }  # fmt: skip
 
         lines = [recorded.moment(moment)]
         if left is not None:
             lines += text.leaks(left)
-        lines += [*recorded.growing(growing, limit), *recorded.held(sites, limit)]
+        lines += [*text.growing(growing, limit), *recorded.held(sites, limit)]
         _tell(lines, document, as_json=as_json, output=output)
         say_what_is_missing(opened)
 
@@ -270,18 +289,6 @@ def _moment_json(moment: Moment) -> dict[str, Any]:
         "seconds": moment.seconds,
         "blocks": int(moment.rows.size),
         "bytes": int(np.sum(moment.rows["size_bytes"])),
-    }
-
-
-def _growing_json(site: growth.Growing) -> dict[str, Any]:
-    frames: Sequence[Any] = () if site.stack is None else site.stack.frames
-    return {
-        "blocks": site.blocks,
-        "bytes": site.size_bytes,
-        "grown_bytes": site.grown_bytes,
-        "bytes_per_second": site.bytes_per_second,
-        "curve": list(site.curve),
-        "backtrace": [frame_json(each) for each in frames],
     }
 
 

@@ -83,6 +83,8 @@ struct WHOLE_PAGES agent {
     volatile uint32_t heap_gone; /* rte_eal_cleanup was called: its heap must not be touched any more */
     volatile uint64_t heap_users; /* calls of ours into DPDK that are under way: rte_eal_cleanup waits for them */
     volatile uint32_t ended; /* the last look at the heap was taken (exits.c) */
+    volatile uint32_t hold_end; /* the host wants to look at the memory before the program ends, or lets go of its heap */
+    volatile uint64_t ending; /* threads inside of program_ends */
     uint32_t max_frames;
     uint32_t allocation_backtrace, free_backtrace; /* switches */
     volatile uint32_t label_lock; /* of the cache by pointer */

@@ -1,5 +1,5 @@
 /*
- * The last look at DPDK's heap when the program ends by itself (--verify), on the thread that ends it. Frida would tell the
+ * The last look at the heap when the program ends by itself (--verify, --leak-check=lost), on the thread that ends it. Frida would tell the
  * agent, by an exit monitor that makes forked children spin for ever: this does nothing in a child, neither in one of fork,
  * where `agent` reads as zeros, nor in one of vfork, which is another process in the same memory.
  */
@@ -14,11 +14,14 @@ STATE(struct exits, exits);
 /* At the first of exit, _exit and abort. */
 static void program_ends(void) {
     int *error = __errno_location(), saved = *error;
-    if (agent.on && agent.dump_heaps != NULL && (uint32_t) syscall(SYS_GETPID) == agent.pid
-        && atomic_exchange(&agent.ended, 1) == 0 && heap_enter()) {
-        snapshot_take(agent.dump_heaps, FINAL_BASELINE, 0);
+    if (!agent.on || (uint32_t) syscall(SYS_GETPID) != agent.pid) return;
+    atomic_add(&agent.ending, 1);
+    if (atomic_exchange(&agent.ended, 1) == 0 && heap_enter()) {
+        wait_for_look();
+        if (agent.dump_heaps != NULL) snapshot_take(agent.dump_heaps, FINAL_BASELINE, 0);
         heap_leave();
     }
+    atomic_add(&agent.ending, (uint64_t) -1);
     *error = saved;
 }
 

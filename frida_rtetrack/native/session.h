@@ -63,7 +63,8 @@ enum mark {
     MARK_EAL_INIT_STARTED = 9,   /* the program called rte_eal_init: what is allocated until 10 is EAL's own */
     MARK_EAL_INIT_ENDED = 10,
     MARK_HEAP_REGION = 11,    /* address, size, socket: addresses that DPDK reserved for its heap */
-    MARK_CLOCK = 12           /* address: ticks; stack and label: CLOCK_MONOTONIC of that moment in ns, low and high half */
+    MARK_CLOCK = 12,          /* address: ticks; stack and label: CLOCK_MONOTONIC of that moment in ns, low and high half */
+    MARK_END_HELD = 13        /* the program ends, or lets go of its heap, and waits for the host to look at its memory */
 };
 
 /* The number of the baseline that the agent takes by itself, when the heap is about to go (--verify). */

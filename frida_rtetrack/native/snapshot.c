@@ -243,11 +243,35 @@ int64_t snapshot_take(void (*dump_heaps)(void *), uint64_t number, int one_heap)
     return snapshot.failed ? -1 : (int64_t) snapshot.count;
 }
 
+#define END_HELD_LIMIT_NS 60000000000LL
+
+/*
+ * The thread that ends the program, or lets go of its heap, waits while the host looks at the memory: until the host says so
+ * (agent_hold_end), is gone or leaves, or for a minute. All other threads go on.
+ */
+static void wait_for_look(void) {
+    uint64_t until = monotonic_ns() + END_HELD_LIMIT_NS;
+    int64_t pause[2];
+    pause[0] = 0;
+    pause[1] = 500000;
+    if (!agent.hold_end || !agent.recording || agent.process != agent.module_process) return;
+    if (!agent_mark(MARK_END_HELD, 0)) return;
+    while (agent.hold_end && !agent.abandoned && host_is_alive(agent.header) && (int64_t) (until - monotonic_ns()) > 0)
+        syscall(SYS_NANOSLEEP, pause, 0L);
+}
+
+/* The host wants to look at the memory before the program ends (1), or has (0). */
+void agent_hold_end(int hold) { publish_u32(&agent.hold_end, (uint32_t) hold); }
+
+/* Threads that are about to end the program: unloading waits for 0. */
+int agent_threads_ending(void) { return (int) agent.ending; }
+
 /* The program is about to let go of its heap: the last moment to look at it. Called on the program's thread. */
 void cleanup_started(void) {
     int64_t pause[2];
     pause[0] = 0;
     pause[1] = 100000;
+    wait_for_look();
     if (agent.dump_heaps != NULL && heap_enter()) {
         snapshot_take(agent.dump_heaps, FINAL_BASELINE, 0);
         heap_leave();

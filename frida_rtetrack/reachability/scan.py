@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from frida_rtetrack import progress
 from frida_rtetrack.errors import TargetEnded
 from frida_rtetrack.reachability.graph import Indexes
 from frida_rtetrack.reachability.memory import PAGE_BYTES, ProcessMemory, Ranges, as_ranges, common, without
@@ -100,14 +101,24 @@ def scan(blocks: Blocks, places: Iterable[Places], *, freed_counts: bool) -> tup
         try:
             with ProcessMemory(place.pid) as memory:
                 for at, words in memory.words(ranges):
+                    progress.tell("looking for pointers", _before(ranges, int(at[-1])), _before(ranges, _END) + 1)
                     found.append(_pointers(blocks, place, at, words, freed_counts))
                 read_bytes += memory.read_bytes
         except TargetEnded:  # what it held, it holds no more
             continue
+        finally:
+            progress.tell("looking for pointers", 1, 1)
     columns = [np.concatenate(column) for column in zip(*found, strict=True)]
     return Pointers(*(columns or _NOTHING)), read_bytes
 
 
+def _before(ranges: Ranges, address: int) -> int:
+    """How many bytes of `ranges` lie before `address`."""
+    starts, ends = ranges[:, 0].astype(np.int64), ranges[:, 1].astype(np.int64)
+    return int((np.clip(address, starts, ends) - starts).sum())
+
+
+_END = (1 << 63) - 1
 _NOTHING: Sequence[NDArray[np.generic]] = [np.empty(0, kind) for kind in (np.uint64, *[np.int64] * 3, np.uint64)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from frida_rtetrack.reports.leakcheck import LeakCheck
 from frida_rtetrack.reports.summary import Start
 from frida_rtetrack.target.target import Ending
 from frida_rtetrack.tracking.heap import HeapDifference, HeapOwner
@@ -38,6 +39,7 @@ class About:
     bad_frees_not_kept: int = 0
     ending: Ending = field(default_factory=lambda: Ending(None, None, "unknown"))
     verified: HeapDifference | None = None
+    leak_check: LeakCheck | None = None
     damage: str | None = None
     """What was wrong in the session memory."""
     ended: bool = False

@@ -20,6 +20,7 @@ import numpy as np
 import zstandard
 
 from frida_rtetrack.errors import DamagedRecording, NoRecording
+from frida_rtetrack.progress import following
 from frida_rtetrack.recording.about import About
 from frida_rtetrack.recording.columns import COLUMNS, events_of
 from frida_rtetrack.recording.file import unsigned
@@ -76,6 +77,9 @@ class Recording:
 
     def chunks(self) -> Iterator[tuple[int, EventBatch, Times]]:
         """(number of the first event, events (n,), times (n,)), in order, up to the first that is damaged."""
+        yield from following("reading the recording", self._chunks(), self.about.events, lambda chunk: len(chunk[1]))
+
+    def _chunks(self) -> Iterator[tuple[int, EventBatch, Times]]:
         number, position, last_ns = 0, 0, 0
         query = f"SELECT first, events, start_ns, {', '.join(COLUMNS)} FROM chunks WHERE id = ?"
         while True:

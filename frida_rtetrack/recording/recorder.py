@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from frida_rtetrack.progress import following
 from frida_rtetrack.recording.file import RecordingFile, create
 from frida_rtetrack.stream.events import EventBatch, Times, threads
 from frida_rtetrack.stream.pump import Subscriber
@@ -324,7 +325,8 @@ class Recorder(Subscriber):
         self._tell(**about, damage=str(self._memory.damage) if self._memory.damage.found else None, ended=True)
 
     def _write_frames(self) -> None:
-        for number in self._stacks.all():
+        numbers = self._stacks.all()
+        for number in following("looking names up", numbers, len(numbers)):
             stack = self._names.stack(number)
             if stack is not None:
                 self._file.frames(number, stack)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from frida_rtetrack.errors import NotLive
 from frida_rtetrack.recording.reader import Recording
+from frida_rtetrack.reports.leakcheck import LeakCheck
 from frida_rtetrack.reports.moment import Moment, Run
 from frida_rtetrack.reports.summary import Summary, summarize
 from frida_rtetrack.stream.events import SIZE_BITS, EventBatch, Kind, Times, threads
@@ -108,6 +109,7 @@ class Replay:
         self._position = 0
         self._stops: list[int] = []
         self._on_stop: Callable[[], None] = lambda: None
+        self._leak_check: LeakCheck | None = None
 
     def run(
         self,
@@ -177,6 +179,7 @@ class Replay:
         log.found = len(log.reports) + log.not_kept
         if whole and self.recording.about.ended:
             self.heap.view.verified = self.recording.about.verified
+            self._leak_check = self.recording.about.leak_check
 
     # ---- answers
 
@@ -208,6 +211,7 @@ class Replay:
             argv=self._run().argv,
             ending=about.ending,
             lost=about.lost,
+            leak_check=self._leak_check,
         )
 
 

@@ -13,24 +13,22 @@ from frida_rtetrack.reports.summary import Summary
 PROBE_BYTES = 1 << 16
 
 
-def check_writable(path: Path) -> None:
-    """Raises BadUsage, before anything is started, where the summary could not be written at the end."""
+def check_writable(path: Path, what: str = "summary") -> None:
+    """Raises BadUsage, before anything is started, where `what` could not be written at the end."""
     folder = path.parent
     if not folder.is_dir():
         raise BadUsage(
-            f"The summary cannot be written: there is no directory {folder}.", "Make it, or give another path."
+            f"The {what} cannot be written: there is no directory {folder}.", "Make it, or give another path."
         )
     if path.is_dir():
-        raise BadUsage(f"The summary cannot be written: {path} is a directory.", "Give the path of a file.")
+        raise BadUsage(f"The {what} cannot be written: {path} is a directory.", "Give the path of a file.")
     if not os.access(path if path.exists() and not path.is_file() else folder, os.W_OK):
-        raise BadUsage(f"The summary cannot be written: no permission for {path}.", "Give another path.")
+        raise BadUsage(f"The {what} cannot be written: no permission for {path}.", "Give another path.")
     if not path.exists() or path.is_file():
         try:
             _write_beside(path, " " * PROBE_BYTES).unlink()
         except OSError as error:
-            raise BadUsage(
-                f"The summary cannot be written to {path}: {error.strerror}.", "Give another path."
-            ) from None
+            raise BadUsage(f"The {what} cannot be written to {path}: {error.strerror}.", "Give another path.") from None
 
 
 def write(path: Path, found: Summary) -> None:

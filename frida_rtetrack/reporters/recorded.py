@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from frida_rtetrack.reporters.text import call_site, count, duration, frame, size, stack
+from frida_rtetrack.reporters.text import call_site, count, duration, frames, size
 from frida_rtetrack.reports.difference import Changed, Difference
-from frida_rtetrack.reports.growth import Growing
 from frida_rtetrack.reports.moment import Moment
 from frida_rtetrack.reports.profile import frame_name
 from frida_rtetrack.reports.summary import CallSite
 from frida_rtetrack.reports.tree import Node
 from frida_rtetrack.reports.usage import Usage, Used
-from frida_rtetrack.symbols.names import Stack
-from frida_rtetrack.symbols.symbolizer import Frame
+from frida_rtetrack.symbols.own import own_frame
 
-_LEVELS = "▁▂▃▄▅▆▇█"
 _BAR = 30
 
 
@@ -23,17 +20,6 @@ def moment(of: Moment) -> str:
     """Which run, and when."""
     command = " ".join(of.run.argv) or f"process {of.run.pid}"
     return f"{command}, {duration(max(of.seconds, 0))} after the start: {size(int(of.rows['size_bytes'].sum()))} live in {count(of.rows.size, 'block')}"
-
-
-def own_frame(shown: Stack | None) -> Frame | None:
-    """The innermost frame that is no part of DPDK's or the C library's: what a reader looks for first."""
-    frames = () if shown is None else shown.frames
-    own = (
-        each
-        for each in frames
-        if each.module is not None and not each.module.startswith(("librte_", "libc.so", "libc-"))
-    )
-    return next(own, frames[0] if frames else None)
 
 
 def table(sites: Sequence[CallSite], total_bytes: int, distinct: int) -> Iterator[str]:
@@ -75,28 +61,6 @@ def tree(root: Node, *, least_share: float) -> Iterator[str]:
         waiting.extend((deeper, child) for child in reversed(shown))
     if left_out:
         yield f"{count(left_out, 'branch').replace('branchs', 'branches')} with less than {least_share:.1%} left out (--min-share)."
-
-
-def growing(found: Sequence[Growing], limit: int) -> Iterator[str]:
-    """The call sites whose live blocks only increase, each with its curve."""
-    if not found:
-        yield "Growing: no call site has ever more live blocks."
-        return
-    yield f"Growing: {count(len(found), 'call site')} with ever more live blocks"
-    for site in found[:limit]:
-        yield (
-            f"  {curve(site.curve)}  {size(site.grown_bytes)} more since the start-up, {size(round(site.bytes_per_second))} a second; "
-            f"{size(site.size_bytes)} in {count(site.blocks, 'block')} now:"
-        )
-        yield from stack(site.stack)
-    if len(found) > limit:
-        yield f"  ... and {count(len(found) - limit, 'call site')} more (--limit)"
-
-
-def curve(values: Sequence[int]) -> str:
-    """A line of bars, the highest for the most."""
-    most = max(values, default=0) or 1
-    return "".join(_LEVELS[round(value / most * (len(_LEVELS) - 1))] for value in values)
 
 
 def held(sites: Sequence[CallSite], limit: int) -> Iterator[str]:
@@ -170,8 +134,7 @@ def _changed(site: Changed) -> Iterator[str]:
     )
     if not site.frames:
         yield "      (no backtrace was recorded)"
-    for index, each in enumerate(site.frames):
-        yield "      " + frame(index, each)
+    yield from frames(site.frames)
 
 
 def _more(size_bytes: int) -> str:

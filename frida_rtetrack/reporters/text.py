@@ -5,17 +5,25 @@ Functions from results to lines. Who prints them, and where, is not known here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from frida_rtetrack.reporters.tone import Line, Tone
+from frida_rtetrack.reports.folded import Folded, folded
+from frida_rtetrack.reports.growth import Growing
+from frida_rtetrack.reports.leakcheck import LeakCheck
 from frida_rtetrack.reports.lost import LostReport
 from frida_rtetrack.reports.stats import Stats
 from frida_rtetrack.reports.summary import LEAK_SITES, CallSite, Leaks, Summary
 from frida_rtetrack.symbols.names import Names, Stack, Thread
+from frida_rtetrack.symbols.own import innermost_own, is_own
+from frida_rtetrack.symbols.source import line_of
 from frida_rtetrack.symbols.symbolizer import Frame
 from frida_rtetrack.tracking.badfree import BadFreeReport
 from frida_rtetrack.tracking.heap import HeapDifference
 from frida_rtetrack.tracking.map import BadFreeKind
 
+BAD_FREES_SHOWN = 10
+_LEVELS = "▁▂▃▄▅▆▇█"
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -67,10 +75,19 @@ def stack(shown: Stack | None, indent: str = "      ") -> Iterator[str]:
     if shown is None:
         yield f"{indent}(no backtrace was recorded)"
         return
-    for index, each in enumerate(shown.frames):
-        yield indent + frame(index, each)
+    yield from frames(shown.frames, indent)
     if shown.cut:
         yield f"{indent}({shown.cut})"
+
+
+def frames(shown: Sequence[Frame], indent: str = "      ") -> Iterator[str]:
+    """The lines of frames, innermost first; the program's innermost own one with its source, where that is at hand."""
+    own = innermost_own(shown)
+    for index, each in enumerate(shown):
+        tone = Tone.OWN if index == own else Tone.PLAIN if is_own(each) else Tone.ASIDE
+        yield Line(indent + frame(index, each), tone)
+        if index == own and (source := line_of(each)) is not None:
+            yield Line(f"{indent}        {source}", Tone.SOURCE)
 
 
 def bad_free_title(report: BadFreeReport) -> str:
@@ -84,7 +101,7 @@ def bad_free_title(report: BadFreeReport) -> str:
 
 def bad_free(report: BadFreeReport) -> Iterator[str]:
     """The whole report: title, verdict and up to three stacks."""
-    yield bad_free_title(report)
+    yield Line(bad_free_title(report), Tone.WRONG)
     yield f"    {report.detail}"
     if report.also is not None:
         article = "an" if report.also.kind is BadFreeKind.INTERIOR else "a"
@@ -179,7 +196,7 @@ def ending(summary: Summary) -> str:
 
 def summary(found: Summary) -> Iterator[str]:
     """What is said at the end."""
-    yield "---- rtetrack-frida ----"
+    yield Line("---- rtetrack-frida ----", Tone.HEADING)
     yield ending(found)
     if found.allocations == found.frees == found.live_blocks == found.failed == 0 and not found.bad_frees:
         yield "No allocation from DPDK's heap was seen."
@@ -201,40 +218,88 @@ def summary(found: Summary) -> Iterator[str]:
         yield "still live: nothing"
     if found.leaks is not None:
         yield from leaks(found.leaks)
+    if found.leak_check is not None:
+        yield from leak_check(found.leak_check)
     if found.verified is not None:
         yield from verified(found.verified, found.names)
     yield f"engine: {found.engine} ({found.compiler})"
     total = len(found.bad_frees) + found.bad_frees_not_kept
     if not total:
-        yield "no bad frees"
+        yield Line("no bad frees", Tone.RIGHT)
         return
     kinds: dict[str, int] = {}
     for report in found.bad_frees:
         kinds[report.kind.value] = kinds.get(report.kind.value, 0) + 1
-    yield f"{count(total, 'bad free')}: {', '.join(f'{number:,} {kind}' for kind, number in sorted(kinds.items()))}"
-    for report in found.bad_frees[:10]:
-        yield f"  {bad_free_title(report)}"
-    if total > 10:
-        yield f"  ... and {total - 10:,} more"
+    yield Line(
+        f"{count(total, 'bad free')}: {', '.join(f'{number:,} {kind}' for kind, number in sorted(kinds.items()))}",
+        Tone.WRONG,
+    )
+    equal = folded(found.bad_frees)
+    for each in equal[:BAD_FREES_SHOWN]:
+        yield f"  {bad_free_title(each.first)}"
+        if each.count > 1:
+            yield f"    {again(each)}"
+    left_out = total - sum(each.count for each in equal[:BAD_FREES_SHOWN])
+    if left_out:
+        yield f"  ... and {left_out:,} more"
+
+
+def again(each: Folded) -> str:
+    """How often it happened once more with the same stacks."""
+    return f"... {count(each.count - 1, 'more time')}, the last {duration(each.seconds)} later"
 
 
 def leaks(found: Leaks) -> Iterator[str]:
     """The leak report."""
     eal = f"(and {size(found.eal_bytes)} in {count(found.eal_blocks, 'block')} of EAL's own)"
     if not found.blocks:
-        yield f"at rte_eal_cleanup: everything was freed {eal}"
+        yield Line(f"at rte_eal_cleanup: everything was freed {eal}", Tone.RIGHT)
         return
-    yield f"not freed at rte_eal_cleanup: {size(found.size_bytes)} in {count(found.blocks, 'block')} {eal}"
+    left = f"{size(found.size_bytes)} in {count(found.blocks, 'block')}"
+    yield Line(f"not freed at rte_eal_cleanup: {left} {eal}", Tone.WRONG)
     for site in found.call_sites[:LEAK_SITES]:
         yield from call_site(site)
     if len(found.call_sites) > LEAK_SITES:
         yield f"  ... and {count(len(found.call_sites) - LEAK_SITES, 'call site')} more"
 
 
+def growing(found: Sequence[Growing], limit: int) -> Iterator[str]:
+    """The call sites whose live blocks only increase, each with its curve."""
+    if not found:
+        yield "Growing: no call site has ever more live blocks."
+        return
+    yield Line(f"Growing: {count(len(found), 'call site')} with ever more live blocks", Tone.WRONG)
+    for site in found[:limit]:
+        yield (
+            f"  {curve(site.curve)}  {size(site.grown_bytes)} more since the start-up, {size(round(site.bytes_per_second))} a second; "
+            f"{size(site.size_bytes)} in {count(site.blocks, 'block')} now:"
+        )
+        yield from stack(site.stack)
+    if len(found) > limit:
+        yield f"  ... and {count(len(found) - limit, 'call site')} more (--limit)"
+
+
+def curve(values: Sequence[int]) -> str:
+    """A line of bars, the highest for the most."""
+    most = max(values, default=0) or 1
+    return "".join(_LEVELS[round(value / most * (len(_LEVELS) - 1))] for value in values)
+
+
+def leak_check(found: LeakCheck) -> Iterator[str]:
+    """What `--leak-check` asked for beyond what was live at rte_eal_cleanup."""
+    if found.lost is not None:
+        yield from lost(found.lost, LEAK_SITES)
+    if found.growing is not None:
+        yield from growing(found.growing, LEAK_SITES)
+    yield from found.not_told
+
+
 def verified(found: HeapDifference, names: Names) -> Iterator[str]:
     """The answer of `verify`."""
     if not found:
-        yield f"verify: the {count(found.busy, 'busy block')} of DPDK's heap and the live set are the same"
+        yield Line(
+            f"verify: the {count(found.busy, 'busy block')} of DPDK's heap and the live set are the same", Tone.RIGHT
+        )
         return
     yield (
         f"verify: {count(len(found.missing), 'block')} of DPDK's heap not tracked, "
@@ -256,10 +321,14 @@ def lost(found: LostReport, sites: int) -> Iterator[str]:
     """What nothing points to any more, and how that was found out."""
     if found.lost.blocks:
         indirect = found.indirectly_lost
-        yield f"Lost: {size(found.lost.size_bytes)} in {count(found.lost.blocks, 'block')} that nothing points to" + (
-            f", and by them {size(indirect.size_bytes)} in {count(indirect.blocks, 'block')}."
-            if indirect.blocks
-            else "."
+        yield Line(
+            f"Lost: {size(found.lost.size_bytes)} in {count(found.lost.blocks, 'block')} that nothing points to"
+            + (
+                f", and by them {size(indirect.size_bytes)} in {count(indirect.blocks, 'block')}."
+                if indirect.blocks
+                else "."
+            ),
+            Tone.WRONG,
         )
         for site in found.lost.call_sites[:sites]:
             yield from call_site(site)
@@ -271,7 +340,7 @@ def lost(found: LostReport, sites: int) -> Iterator[str]:
         for site in indirect.call_sites[:sites]:
             yield from call_site(site)
     else:
-        yield "Nothing is lost: something points to each block."
+        yield Line("Nothing is lost: something points to each block.", Tone.RIGHT)
     yield f"{count(found.held, 'block')} held, {found.eal:,} of EAL's own."
     stood = (
         f"; a thread stood for {found.longest_stop_s * 1000:.2f} ms at the most, for its registers"

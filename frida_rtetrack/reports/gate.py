@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from frida_rtetrack.errors import BadUsage
-from frida_rtetrack.reports.summary import Summary
+from frida_rtetrack.options import LeakKind
+from frida_rtetrack.reports.callsites import CallSite
+from frida_rtetrack.reports.growth import Growing
+from frida_rtetrack.reports.lost import LostReport
+from frida_rtetrack.reports.summary import Leaks, Summary
 from frida_rtetrack.symbols.names import Stack
+from frida_rtetrack.symbols.own import innermost_own
 
 KINDS = ("leak", "badfree")
 
@@ -30,11 +35,11 @@ class Suppression:
         self._expression = re.compile(start + text + end, re.DOTALL)
 
     def matches(self, stack: Stack | None) -> bool:
-        """Whether it names a function, a module or a source file of one of the frames."""
+        """Whether it names a function, a source file or a module (its path, or its base name) of one of the frames."""
         return stack is not None and any(
             text is not None and self._expression.search(text) is not None
             for frame in stack.frames
-            for text in (frame.function, frame.module, frame.file)
+            for text in (frame.function, frame.file, frame.module_path, frame.module)
         )
 
     def __str__(self) -> str:
@@ -51,21 +56,24 @@ def read_suppressions(path: Path) -> list[Suppression]:
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line or line.startswith("#"):
             continue
-        kind, colon, pattern = line.partition(":")
-        if kind not in KINDS or not colon or not pattern:
-            raise BadUsage(
-                f"Line {number} of {path} is no suppression: {line!r}.", "Write leak:FUNCTION or badfree:FUNCTION."
-            )
-        found.append(Suppression(kind, pattern))
+        found.append(suppression(line, f"Line {number} of {path}"))
     return found
+
+
+def suppression(line: str, where: str = "This") -> Suppression:
+    """The suppression that `line` is; `where` names it in the error. Raises BadUsage."""
+    kind, colon, pattern = line.partition(":")
+    if kind not in KINDS or not colon or not pattern:
+        raise BadUsage(f"{where} is no suppression: {line!r}.", "Write leak:FUNCTION or badfree:FUNCTION.")
+    return Suppression(kind, pattern)
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
     """What a run must keep to. Bad frees, and what `--verify` found, are never right."""
 
-    leak_check: bool = False
-    """What is live when the program calls rte_eal_cleanup, EAL's own left out, is a leak."""
+    leak_check: Collection[LeakKind] = ()
+    """What counts as a leak; that it cannot be told is no pass."""
     max_bytes: int | None = None
     """For the high watermark of live bytes."""
     suppressions: Sequence[Suppression] = ()
@@ -81,22 +89,49 @@ class Gate:
         return [each for each in self.suppressions if not each.used and (each.kind != "leak" or self.leak_check)]
 
     def _bad_frees(self, found: Summary) -> Iterator[str]:
-        left = sum(not self._suppressed("badfree", report.stack) for report in found.bad_frees)
+        left = sum(not self.suppresses("badfree", report.stack) for report in found.bad_frees)
         left += found.bad_frees_not_kept
         if left:
             yield f"{left:,} bad free{'s' * (left != 1)}."
 
     def _leaks(self, found: Summary) -> Iterator[str]:
-        if not self.leak_check:
+        if LeakKind.ALL in self.leak_check:
+            yield from self._live_at_cleanup(found.leaks)
+        if found.leak_check is None:
             return
-        if found.leaks is None:
+        if found.leak_check.lost is not None:
+            yield from self._lost(found.leak_check.lost)
+        if found.leak_check.growing is not None:
+            yield from self._growing(found.leak_check.growing)
+        yield from found.leak_check.not_told
+
+    def _live_at_cleanup(self, found: Leaks | None) -> Iterator[str]:
+        if found is None:
             yield "Leaks cannot be told: the program never called rte_eal_cleanup."
-            return
-        suppressed = [site for site in found.leaks.call_sites if self._suppressed("leak", site.stack)]
-        blocks = found.leaks.blocks - sum(site.blocks for site in suppressed)
-        size_bytes = found.leaks.size_bytes - sum(site.size_bytes for site in suppressed)
-        if blocks:
-            yield f"{size_bytes:,} bytes in {blocks:,} block{'s' * (blocks != 1)} leaked."
+        elif left := self._unsuppressed(found.call_sites):
+            yield f"{_amount(left)} leaked."
+
+    def _lost(self, found: LostReport) -> Iterator[str]:
+        """What is lost with a block that is suppressed goes with it, as with LeakSanitizer."""
+        lost, indirectly = (
+            self._unsuppressed(found.lost.call_sites),
+            self._unsuppressed(found.indirectly_lost.call_sites),
+        )
+        if lost:
+            yield f"{_amount(lost)} lost: nothing points there any more" + (
+                f"; by them {_amount(indirectly)}." if indirectly else "."
+            )
+        elif indirectly and not found.lost.blocks:
+            yield f"{_amount(indirectly)} lost: only a lost block of EAL's own points there."
+
+    def _growing(self, found: Sequence[Growing]) -> Iterator[str]:
+        left = [site for site in found if not self.suppresses("leak", site.stack)]
+        if left:
+            grown = sum(site.grown_bytes for site in left)
+            yield f"{len(left):,} call site{'s' * (len(left) != 1)} grew without an end, by {grown:,} bytes."
+
+    def _unsuppressed(self, sites: Sequence[CallSite]) -> list[CallSite]:
+        return [site for site in sites if not self.suppresses("leak", site.stack)]
 
     def _others(self, found: Summary) -> Iterator[str]:
         if found.damage:
@@ -106,7 +141,8 @@ class Gate:
         if self.max_bytes is not None and found.peak_bytes > self.max_bytes:
             yield f"{found.peak_bytes:,} bytes were live at the most, {self.max_bytes:,} are allowed."
 
-    def _suppressed(self, kind: str, stack: Stack | None) -> bool:
+    def suppresses(self, kind: str, stack: Stack | None) -> bool:
+        """Whether one of the suppressions of this kind names the stack; that one is used then."""
         for each in self.suppressions:
             if each.kind == kind and each.matches(stack):
                 each.used += 1
@@ -114,18 +150,39 @@ class Gate:
         return False
 
 
+def _amount(sites: Sequence[CallSite]) -> str:
+    blocks = sum(site.blocks for site in sites)
+    return f"{sum(site.size_bytes for site in sites):,} bytes in {blocks:,} block{'s' * (blocks != 1)}"
+
+
 def suppressions_for(found: Summary) -> Iterator[str]:
-    """Lines for a file of suppressions that name everything in `found`: by the innermost frame that is not DPDK's."""
+    """Lines for a file of suppressions that name everything in `found`: by the innermost frame that is the program's own."""
     for kind, stacks in (
         ("badfree", [report.stack for report in found.bad_frees]),
-        ("leak", [site.stack for site in found.leaks.call_sites] if found.leaks else []),
+        ("leak", [site.stack for site in _leaking(found)]),
     ):
-        names = (_own_function(stack) for stack in stacks)
+        names = (_pattern(stack) for stack in stacks)
         yield from dict.fromkeys(f"{kind}:^{name}$" for name in names if name is not None)
 
 
-def _own_function(stack: Stack | None) -> str | None:
+def _leaking(found: Summary) -> Iterator[CallSite | Growing]:
+    """Whatever a leak check may find fault with."""
+    if found.leaks is not None:
+        yield from found.leaks.call_sites
+    if found.leak_check is not None and found.leak_check.lost is not None:
+        yield from found.leak_check.lost.lost.call_sites
+        yield from found.leak_check.lost.indirectly_lost.call_sites
+    if found.leak_check is not None and found.leak_check.growing is not None:
+        yield from found.leak_check.growing
+
+
+def _pattern(stack: Stack | None) -> str | None:
+    """What names the innermost frame that is the program's own: its function, or the module where that has no name.
+
+    Where none is its own, the innermost function that has a name.
+    """
     frames = () if stack is None else stack.frames
-    named = [frame for frame in frames if frame.function is not None]
-    own = [frame for frame in named if not (frame.module or "").startswith("librte_")]
-    return next((frame.function for frame in own or named), None)
+    own = innermost_own(frames)
+    if own is not None:
+        return frames[own].function or frames[own].module
+    return next((frame.function for frame in frames if frame.function is not None), None)

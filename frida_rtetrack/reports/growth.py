@@ -12,6 +12,8 @@ from frida_rtetrack.symbols.names import Names, Stack
 
 MOMENTS = 41
 """At which the live blocks are looked at, evenly over the run."""
+LEAST_MOMENTS = 7
+"""With fewer nothing is judged."""
 _WARMING_UP = 0.25
 """The part of the run that is left out of the judgement: a program allocates while it starts."""
 _LEAST_STEPS = 1 / 3
@@ -51,6 +53,23 @@ class Curves:
             self._blocks.setdefault(stack, {})[number] = int(site["blocks"])
             self._bytes.setdefault(stack, {})[number] = int(site["bytes"])
 
+    def thin_out(self) -> None:
+        """Forgets every second moment."""
+        self._keep(range(0, len(self.at_ns), 2))
+
+    def evenly_spread(self) -> Curves:
+        """Those of the moments that are nearest to MOMENTS even ones."""
+        at = np.array(self.at_ns)
+        wanted = evenly(self.at_ns[0], self.at_ns[-1]) if self.at_ns else []
+        spread = Curves()
+        spread.at_ns, spread._blocks, spread._bytes = self.at_ns, self._blocks, self._bytes
+        spread._keep(sorted({int(np.abs(at - moment).argmin()) for moment in wanted}))
+        return spread
+
+    def _keep(self, moments: Sequence[int]) -> None:
+        self.at_ns = [self.at_ns[old] for old in moments]
+        self._blocks, self._bytes = _only(self._blocks, moments), _only(self._bytes, moments)
+
     def growing(self, names: Names, *, without: Sequence[int] = ()) -> list[Growing]:
         """The call sites that grow, most bytes grown first. `without`: numbers of stacks that are left out."""
         count = len(self.at_ns)
@@ -70,6 +89,16 @@ class Curves:
                 )
             )
         return sorted(found, key=lambda each: -each.grown_bytes)
+
+
+def _only(curves: dict[int, dict[int, int]], moments: Sequence[int]) -> dict[int, dict[int, int]]:
+    """The curves at these moments, which are numbered anew; without those that are 0 at each."""
+    number_of = {old: new for new, old in enumerate(moments)}
+    kept = {
+        stack: {number_of[at]: value for at, value in curve.items() if at in number_of}
+        for stack, curve in curves.items()
+    }
+    return {stack: curve for stack, curve in kept.items() if curve}
 
 
 def evenly(start_ns: int, end_ns: int, count: int = MOMENTS) -> list[int]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from frida_rtetrack.reachability.graph import Hold
 from frida_rtetrack.reachability.leaks import Judged
-from frida_rtetrack.reports.summary import CallSite, call_sites
+from frida_rtetrack.reports.callsites import CallSite, call_sites
 from frida_rtetrack.symbols.names import Names
 from frida_rtetrack.tracking.eal import allocated_in
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from frida_rtetrack.progress import following
 from frida_rtetrack.reports.moment import type_numbers
 from frida_rtetrack.symbols.names import Names, Thread
 from frida_rtetrack.symbols.symbolizer import Frame
@@ -82,7 +83,8 @@ def profile(rows: NDArray[np.void], names: Names) -> Profile:
     """The live blocks `rows`, BLOCK_DTYPE (n,), by who allocated them."""
     groups = grouped(rows)
     samples = []
-    for group in groups[np.argsort(-groups["bytes"].astype(np.int64), kind="stable")]:
+    order = np.argsort(-groups["bytes"].astype(np.int64), kind="stable")
+    for group in following("looking names up", groups[order], groups.size):
         stack = names.stack(int(group["stack"]))
         samples.append(
             Sample(

@@ -11,9 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from frida_rtetrack.reports.callsites import CallSite as CallSite
+from frida_rtetrack.reports.callsites import backtrace_json
+from frida_rtetrack.reports.callsites import call_site_json as call_site_json
+from frida_rtetrack.reports.callsites import call_sites as call_sites
+from frida_rtetrack.reports.leakcheck import LeakCheck
 from frida_rtetrack.stream.events import Api
-from frida_rtetrack.symbols.names import BASELINE_LABEL, Names, Stack, Thread
-from frida_rtetrack.symbols.symbolizer import frame_json
+from frida_rtetrack.symbols.names import BASELINE_LABEL, Names, Thread
 from frida_rtetrack.target.target import Ending
 from frida_rtetrack.tracking.badfree import AllocationEvidence, BadFreeReport
 from frida_rtetrack.tracking.eal import allocated_in
@@ -23,20 +27,6 @@ from frida_rtetrack.tracking.trackedheap import TrackedHeap
 
 CALL_SITES = 10
 LEAK_SITES = 50
-TYPES_SHOWN = 5
-
-
-@dataclass(frozen=True, slots=True)
-class CallSite:
-    """The live blocks that were allocated with one stack."""
-
-    blocks: int
-    size_bytes: int
-    oldest_ns: int
-    stack: Stack | None
-    types: tuple[str, ...]
-    largest_bytes: int = 0
-    """The largest of the blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +92,8 @@ class Summary:
     """None where the program never called rte_eal_cleanup."""
     verified: HeapDifference | None
     """None where it was not asked for."""
+    leak_check: LeakCheck | None = None
+    """None where nothing was asked for."""
     damage: dict[str, int] = field(default_factory=dict)
     """What was wrong in the session memory and is left out, by kind of record; the program can write there what it likes."""
     unknown_frees: int = 0
@@ -148,6 +140,7 @@ class Summary:
                 "eal": {"blocks": self.leaks.eal_blocks, "bytes": self.leaks.eal_bytes},
                 "call_sites": [call_site_json(site) for site in self.leaks.call_sites[:LEAK_SITES]],
             },
+            **({} if self.leak_check is None else self.leak_check.as_json()),
             "verify": None if self.verified is None else self._verify_json(self.verified),
         }
 
@@ -161,7 +154,7 @@ class Summary:
                     "type": self.names.label_text(block.label, baseline=block.baseline),
                     "function": Api(block.api).function,
                     **_thread_json(self.names.thread(block.thread)),
-                    "backtrace": _backtrace_json(self.names.stack(block.stack)),
+                    "backtrace": backtrace_json(self.names.stack(block.stack)),
                 }
                 for block in found.unexpected
             ],
@@ -181,6 +174,7 @@ def summarize(
     argv: tuple[str, ...],
     ending: Ending,
     lost: int,
+    leak_check: LeakCheck | None = None,
     damage: Callable[[], dict[str, int]] = dict,
 ) -> Summary:
     """Everything that was found in `heap`, with what it does not know. To be called while no events are applied.
@@ -215,6 +209,7 @@ def summarize(
         memzones=memzones(live),
         leaks=None if eal.at_cleanup is None else leaks(eal.at_cleanup, eal.init_ranges, names),
         verified=heap.view.verified,
+        leak_check=leak_check,
         damage=damage(),
         unknown_frees=totals.unknown_frees,
     )
@@ -236,36 +231,6 @@ def memzones(live: NDArray[np.void]) -> tuple[int, int]:
     return sizes.size, int(sizes.sum())
 
 
-def call_sites(live: NDArray[np.void], names: Names, count: int, by: str = "bytes") -> list[CallSite]:
-    """The `count` largest call sites of the live blocks (n,), BLOCK_DTYPE, by "bytes", "blocks" or "oldest"."""
-    stacks, which = np.unique(live["stack"], return_inverse=True)
-    if not stacks.size:
-        return []
-    order = np.argsort(which, kind="stable")
-    starts = np.flatnonzero(np.diff(which[order], prepend=-1))
-    key = {
-        "bytes": -np.add.reduceat(live["size_bytes"][order].astype(np.int64), starts),
-        "blocks": -np.diff(np.append(starts, order.size)),
-        "oldest": np.minimum.reduceat(live["allocated_at_ns"][order], starts),
-    }[by]
-    ends = np.append(starts[1:], order.size)
-    return [
-        _call_site(live[order[starts[site] : ends[site]]], names) for site in np.argsort(key, kind="stable")[:count]
-    ]
-
-
-def _call_site(blocks: NDArray[np.void], names: Names) -> CallSite:
-    kinds = np.unique(blocks[["label", "baseline"]])
-    return CallSite(
-        blocks.size,
-        int(blocks["size_bytes"].sum()),
-        int(blocks["allocated_at_ns"].min()),
-        names.stack(int(blocks["stack"][0])),
-        tuple(names.label_text(int(kind["label"]), baseline=bool(kind["baseline"])) for kind in kinds[:TYPES_SHOWN]),
-        int(blocks["size_bytes"].max()),
-    )
-
-
 def leaks(live: NDArray[np.void], eal_ranges: Sequence[tuple[int, int]], names: Names) -> Leaks:
     """What is live when the program cleans up EAL: its own leaks, and apart from them what rte_eal_init allocated.
 
@@ -282,21 +247,6 @@ def leaks(live: NDArray[np.void], eal_ranges: Sequence[tuple[int, int]], names: 
     )
 
 
-def call_site_json(site: CallSite) -> dict[str, Any]:
-    """A call site for a JSON document."""
-    return {
-        "blocks": site.blocks,
-        "bytes": site.size_bytes,
-        "largest": site.largest_bytes,
-        "types": list(site.types),
-        "backtrace": _backtrace_json(site.stack),
-    }
-
-
-def _backtrace_json(stack: Stack | None) -> list[dict[str, Any]]:
-    return [] if stack is None else [frame_json(frame) for frame in stack.frames]
-
-
 def _thread_json(thread: Thread | None) -> dict[str, Any]:
     return {"tid": thread and thread.tid, "thread": thread and thread.name}
 
@@ -308,7 +258,7 @@ def _allocated_json(block: AllocationEvidence, start: Start) -> dict[str, Any]:
         "size": block.size_bytes,
         "type": block.type,
         **_thread_json(block.thread),
-        "backtrace": _backtrace_json(block.stack),
+        "backtrace": backtrace_json(block.stack),
     }
 
 
@@ -327,20 +277,20 @@ def _bad_free_json(report: BadFreeReport, start: Start) -> dict[str, Any]:
         "address": f"{report.address:#x}",
         "function": report.function,
         **_thread_json(report.thread),
-        "backtrace": _backtrace_json(report.stack),
+        "backtrace": backtrace_json(report.stack),
         "allocated": report.allocated and _allocated_json(report.allocated, start),
         "first_freed": report.first_freed
         and {
             "time": start.seconds_until(report.first_freed.timestamp_ns),
             "function": report.first_freed.function,
             **_thread_json(report.first_freed.thread),
-            "backtrace": _backtrace_json(report.first_freed.stack),
+            "backtrace": backtrace_json(report.first_freed.stack),
         },
         "earlier": [
             {
                 "type": each.type,
-                "backtrace": _backtrace_json(each.allocated),
-                "freed": {"time": start.seconds_until(each.freed_at_ns), "backtrace": _backtrace_json(each.freed)},
+                "backtrace": backtrace_json(each.allocated),
+                "freed": {"time": start.seconds_until(each.freed_at_ns), "backtrace": backtrace_json(each.freed)},
                 "suspect": each.suspect,
             }
             for each in report.earlier

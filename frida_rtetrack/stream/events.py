@@ -83,6 +83,7 @@ class Mark(IntEnum):
     EAL_INIT_ENDED = 10
     HEAP_REGION = 11
     CLOCK = 12
+    END_HELD = 13
 
 
 class StackEnd(IntEnum):

@@ -7,7 +7,7 @@ import signal
 from typing import Any
 
 from frida_rtetrack.errors import BadUsage
-from frida_rtetrack.options import ENGINES, MAX_BUFFER_MIB, MAX_FRAMES, Options
+from frida_rtetrack.options import ENGINES, MAX_BUFFER_MIB, MAX_FRAMES, LeakKind, Options
 from frida_rtetrack.stream.ring import SessionMemory
 
 
@@ -42,6 +42,7 @@ def agent_options(options: Options, memory: SessionMemory, symbols: dict[str, di
         "symbols": symbols,
         "hookWays": options.hook_ways,
         "verify": options.verify,
+        "holdEnd": LeakKind.LOST in options.leak_check,
         "followFork": options.follow_fork,
         "signal": int(signal.SIGRTMIN),
         "sessionBytes": memory.counter("total_bytes"),

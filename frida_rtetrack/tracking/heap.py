@@ -79,6 +79,11 @@ class HeapSnapshot:
     difference: HeapDifference | None = None
     ended: threading.Event = field(default_factory=threading.Event)
 
+    @property
+    def arrived(self) -> int:
+        """Blocks so far."""
+        return sum(len(batch) for batch in tuple(self.events))
+
     def compare(self, tracking: TrackingMap) -> HeapDifference:
         """The difference at the snapshot's moment, without what the events around it explain.
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from frida_rtetrack import progress
 from frida_rtetrack.errors import AgentFailed, NotLive, RtetrackError
 from frida_rtetrack.stream.events import FINAL_BASELINE, EventBatch, Kind, Mark, Times, mark_of
 from frida_rtetrack.stream.pump import Subscriber
@@ -150,12 +151,14 @@ class HeapView(Subscriber):
                     raise AgentFailed("The agent could not get memory for a snapshot of DPDK's heap.")
                 deadline = time.monotonic() + ARRIVAL_SECONDS
                 while not snapshot.ended.wait(0.05):
+                    progress.tell("reading DPDK's heap", min(snapshot.arrived, blocks), blocks + 1)
                     if self._ended.is_set() and not snapshot.ended.is_set():
                         raise NotLive("The program ended while its heap was being read.")
                     if self._deaf.is_set() or time.monotonic() > deadline:
                         raise NotLive("What DPDK's heap holds did not arrive: the program's session memory is damaged.")
                 return snapshot.difference
             finally:
+                progress.tell("reading DPDK's heap", 1, 1)
                 del self._awaited[number]
 
     @contextlib.contextmanager

@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
+import venv
 import zipfile
 from pathlib import Path
 
@@ -104,3 +106,41 @@ def test_an_sdist_that_is_installed_without_a_compiler_uses_tinycc_and_says_so(
     summary = tracked_with(environment, tmp_path / "installed", runner)
     assert summary["compiler"] == "TinyCC"
     assert summary["events"]["allocations"] > 0  # type: ignore[index]
+
+
+def test_what_python_m_build_makes_works_in_an_empty_environment(source: Path, tmp_path: Path, runner: Runner) -> None:
+    """The wheel, which is built from the sdist: so that has all that is needed, too."""
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(source)]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr + built.stdout
+    (sdist,), (wheel,) = tmp_path.glob("*.tar.gz"), tmp_path.glob("*.whl")
+    with tarfile.open(sdist) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    assert packed >= {
+        "docs/architecture.md",
+        "docs/man/rtetrack-frida.1",
+        "CHANGELOG.md",
+        "LICENSE",
+        "pytest_rtetrack.py",
+    }
+    home = tmp_path / "environment"
+    venv.create(home, with_pip=True)
+    python = home / "bin" / "python"
+    pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", wheel]
+    installed = subprocess.run(pip, capture_output=True, text=True)
+    assert installed.returncode == 0, installed.stderr
+    assert (home / "share/man/man1/rtetrack-frida-spawn.1").is_file()
+    plugin = "from importlib.metadata import entry_points as e; print(e(group='pytest11')['rtetrack'].value)"
+    told = subprocess.run([python, "-c", plugin], capture_output=True, text=True, cwd=tmp_path)
+    assert told.stdout.strip() == "pytest_rtetrack", told.stderr
+    recording, page = tmp_path / "run.rtrec", tmp_path / "run.html"
+    frida = home / "bin" / "rtetrack-frida"
+    options = ["--no-repl", "--dump-file", tmp_path / "dump.csv", "-o", recording, "--color", "always"]
+    ran = subprocess.run(
+        [frida, "spawn", *options, runner.program("leaky"), "lose"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert ran.returncode == 0 and "engine: native (gcc" in ran.stderr and "\x1b[1;33m#0  lose_some" in ran.stderr, (
+        ran.stderr
+    )
+    assert subprocess.run([frida, "flamegraph", recording, "-o", page]).returncode == 0
+    assert "lose_some" in page.read_text()

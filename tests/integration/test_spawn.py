@@ -46,29 +46,6 @@ def test_allocations_before_an_exit_from_a_thread_are_seen(runner: Runner, engin
     assert any("exiting_thread" in functions(site["backtrace"]) for site in tracked.summary["call_sites"])
 
 
-def test_a_ci_is_told_by_the_exit_status_and_suppressions_pass_over_what_is_known(
-    runner: Runner, tmp_path: Path
-) -> None:
-    gate = ["--error-exitcode", 99]
-    failing = runner.run("demo", options=[*gate, "--print-suppressions"])
-    assert failing.wait() == 99
-    assert "Exit status 99: 2 bad frees." in failing.stderr
-    known = re.findall(r"^badfree:.*", failing.stderr, re.MULTILINE)
-    suppressions = tmp_path / "known"
-    suppressions.write_text("\n".join(["leak:leak_a_block", "badfree:no_such_function", *known]))
-    passing = runner.run("demo", options=[*gate, "--suppressions", suppressions])
-    assert passing.wait() == 0
-    assert "The suppression badfree:no_such_function named nothing." in passing.stderr
-    leaking = runner.run("badfrees", "leak", options=[*gate, "--leak-check"])
-    assert leaking.wait() == 99
-    assert "Exit status 99: 900 bytes in 3 blocks leaked." in leaking.stderr
-    options = [*gate, "--leak-check", "--suppressions", suppressions]
-    assert runner.run("badfrees", "leak", options=options).wait() == 0
-    too_much = runner.run("badfrees", "leak", options=[*gate, "--max-bytes", 1])
-    assert too_much.wait() == 99
-    assert "bytes were live at the most, 1 are allowed." in too_much.stderr
-
-
 def test_arguments_reach_the_program_untouched(runner: Runner) -> None:
     words = [
         "--no-huge",

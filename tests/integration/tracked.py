@@ -215,6 +215,12 @@ class Runner:
             eventually(lambda: handles_signal(tracked.pid, signal.SIGTERM))
         return tracked
 
+    def report(self, *words: Any) -> Process:
+        """Starts a command of rtetrack-frida that reads a recording."""
+        return self._keep(
+            Process([sys.executable, "-m", "frida_rtetrack", *map(str, words)], **self._with_environment({}))
+        )
+
     def python(self, script: Path, *arguments: Any) -> Process:
         """Runs a Python script that uses frida_rtetrack."""
         return self._keep(Process([sys.executable, script, *map(str, arguments)], **self._with_environment({})))

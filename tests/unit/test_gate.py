@@ -6,10 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from frida_rtetrack.errors import BadUsage
+from frida_rtetrack.options import LeakKind
 from frida_rtetrack.reports.gate import Gate, Suppression, read_suppressions, suppressions_for
+from frida_rtetrack.reports.growth import MOMENTS, Curves, Growing
+from frida_rtetrack.reports.leakcheck import LeakCheck
+from frida_rtetrack.reports.lost import LostReport, Share
 from frida_rtetrack.reports.summary import CallSite, Leaks, Start, Summary
 from frida_rtetrack.symbols.names import Stack
 from frida_rtetrack.symbols.symbolizer import Frame
@@ -82,16 +87,66 @@ def test_bad_frees_fail_a_run_unless_suppressed_and_those_not_kept_cannot_be() -
 def test_leaks_fail_a_run_where_they_are_looked_for() -> None:
     found = run(leaks=leaks((2, stack("open_port")), (1, stack("parse"))))
     assert Gate().failures(found) == []
-    assert Gate(leak_check=True).failures(found) == ["192 bytes in 3 blocks leaked."]
-    gate = Gate(leak_check=True, suppressions=[Suppression("leak", "open_port"), Suppression("leak", "nothing")])
+    assert Gate(leak_check={LeakKind.ALL}).failures(found) == ["192 bytes in 3 blocks leaked."]
+    gate = Gate(
+        leak_check={LeakKind.ALL}, suppressions=[Suppression("leak", "open_port"), Suppression("leak", "nothing")]
+    )
     assert gate.failures(found) == ["64 bytes in 1 block leaked."]
     assert [str(each) for each in gate.unused()] == ["leak:nothing"]
-    assert Gate(leak_check=True).failures(run(leaks=leaks())) == []
+    assert Gate(leak_check={LeakKind.ALL}).failures(run(leaks=leaks())) == []
 
 
 def test_a_leak_check_of_a_program_that_never_cleaned_up_does_not_pass_on_nothing() -> None:
-    (failure,) = Gate(leak_check=True).failures(run())
+    (failure,) = Gate(leak_check={LeakKind.ALL}).failures(run())
     assert "never called rte_eal_cleanup" in failure
+
+
+def lost(direct: Leaks, indirect: Leaks) -> LeakCheck:
+    shares = (Share(each.blocks, each.size_bytes, each.call_sites) for each in (direct, indirect))
+    found = LostReport(
+        *shares, held=1, eal=1, complete=True, looks=1, seconds=0, read_bytes=0, unseen_threads=0, longest_stop_s=0
+    )
+    return LeakCheck(frozenset({LeakKind.LOST}), found)
+
+
+def test_what_is_lost_with_a_suppressed_block_goes_with_it() -> None:
+    found = run(leak_check=lost(leaks((1, stack("open_port"))), leaks((2, stack("open_queue")))))
+    (failure,) = Gate({LeakKind.LOST}).failures(found)
+    assert "64 bytes in 1 block lost" in failure and "by them 128 bytes in 2 blocks" in failure
+    assert Gate({LeakKind.LOST}, suppressions=[Suppression("leak", "open_port")]).failures(found) == []
+    assert Gate({LeakKind.LOST}, suppressions=[Suppression("leak", "open_queue")]).failures(found) != []
+    of_eal = run(leak_check=lost(leaks(), leaks((2, stack("open_queue")))))
+    assert len(Gate({LeakKind.LOST}).failures(of_eal)) == 1
+    assert Gate({LeakKind.LOST}).failures(run(leak_check=lost(leaks(), leaks()))) == []
+
+
+def test_what_grows_fails_a_run_and_what_cannot_be_told_is_no_pass() -> None:
+    site = Growing(stack("learn"), (0, 64, 128), 2, 128, 128, 1.0)
+    found = run(leak_check=LeakCheck(frozenset({LeakKind.GROWING}), growing=(site,)))
+    assert Gate({LeakKind.GROWING}).failures(found) == ["1 call site grew without an end, by 128 bytes."]
+    assert Gate({LeakKind.GROWING}, suppressions=[Suppression("leak", "learn")]).failures(found) == []
+    assert list(suppressions_for(found)) == ["leak:^learn$"]
+    untold = run(leak_check=LeakCheck(frozenset({LeakKind.GROWING}), not_told=("Too short.",)))
+    assert Gate({LeakKind.GROWING}).failures(untold) == ["Too short."]
+
+
+def test_curves_that_are_kept_bounded_tell_the_same_growth() -> None:
+    whole, bounded, period = Curves(), Curves(), 1
+    for moment in range(1000):
+        sites = np.array(
+            [(1, moment, 64 * moment), (2, moment % 3 + 1, 8)], [("stack", "u4"), ("blocks", "u8"), ("bytes", "u8")]
+        )
+        whole.add(moment * 1_000_000, sites)
+        if moment % period == 0 or moment == 999:
+            bounded.add(moment * 1_000_000, sites)
+        if len(bounded.at_ns) >= 2 * MOMENTS:
+            bounded.thin_out()
+            period *= 2
+    names = cast("Any", type("Names", (), {"stack": lambda self, number: stack(f"site{number}")})())
+    (one,), (other,) = whole.growing(names), bounded.evenly_spread().growing(names)
+    assert len(other.curve) <= MOMENTS and other.stack == one.stack == stack("site1")
+    assert (other.blocks, other.size_bytes) == (one.blocks, one.size_bytes) == (999, 64 * 999)
+    assert abs(other.grown_bytes - one.grown_bytes) < 64 * 50
 
 
 def test_a_run_in_which_nothing_was_tracked_does_not_pass() -> None:
@@ -111,9 +166,28 @@ def test_what_is_printed_suppresses_all_that_was_found(tmp_path: Path) -> None:
     lines = list(suppressions_for(found))
     assert lines == ["badfree:^quit$", "leak:^open*port$"]
     path = tmp_path / "suppressions"
-    path.write_text("# known\n\n" + "\n".join(lines))
-    gate = Gate(leak_check=True, suppressions=read_suppressions(path))
+    path.write_bytes(b"# known\r\n\n  " + "\r\n".join(lines).encode() + b"  ")
+    gate = Gate(leak_check={LeakKind.ALL}, suppressions=read_suppressions(path))
     assert gate.failures(replace(found, bad_frees=found.bad_frees[:1])) == []
+
+
+def test_what_is_printed_names_the_programs_own_code_never_what_every_stack_passes_through() -> None:
+    stripped = (
+        frame("rte_eth_rx_queue_setup", "librte_ethdev.so.23"),
+        frame(None, "libvendor.so.1"),
+        frame("__libc_start_main", "libc.so.6"),
+    )
+    linked_in = (frame("rte_zmalloc_socket"), frame("flow_new"), frame("main"), frame("_start"))
+    only_dpdk = (frame("rte_ring_create", "librte_ring.so.23"), frame("start_thread", "libc.so.6"))
+    found = run(leaks=leaks(*((1, Stack(frames, None)) for frames in (stripped, linked_in, only_dpdk))))
+    assert list(suppressions_for(found)) == ["leak:^libvendor.so.1$", "leak:^flow_new$", "leak:^rte_ring_create$"]
+
+
+def test_a_module_is_named_by_its_path_as_with_leak_sanitizer_or_by_its_name() -> None:
+    where = Stack((replace(frame("f", "libv.so.1"), module_path="/opt/vendor/libv.so.1"),), None)
+    assert Suppression("leak", "^/opt/vendor/*").matches(where)
+    assert Suppression("leak", "^libv.so").matches(where)
+    assert not Suppression("leak", "^vendor").matches(where)
 
 
 @pytest.mark.parametrize("line", ["leak", "leak:", "race:main", "main"])

@@ -20,6 +20,7 @@ from written import allocated, event, freed, mark
 from frida_rtetrack.commands.cli import cli
 from frida_rtetrack.commands.moments import size
 from frida_rtetrack.reporters import recorded as as_text
+from frida_rtetrack.reporters import text
 from frida_rtetrack.reports.difference import difference
 from frida_rtetrack.reports.growth import Curves, evenly
 from frida_rtetrack.reports.moment import Moment
@@ -91,7 +92,7 @@ def test_what_only_ever_increases_is_growing_and_what_breathes_or_was_filled_onc
     assert [site.stack and site.stack.frames[0].function for site in found] == ["site1", "site5"]
     assert (found[0].blocks, found[0].size_bytes, found[0].grown_bytes) == (44, 440, 290)
     assert found[0].bytes_per_second == pytest.approx(10.0)
-    assert len(as_text.curve(found[0].curve)) == count
+    assert len(text.curve(found[0].curve)) == count
     assert not Curves().growing(names)
     assert evenly(5, 5)[0] == evenly(5, 5)[-1] == 5
 

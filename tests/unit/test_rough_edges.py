@@ -197,7 +197,9 @@ def test_what_is_said_begins_on_a_line_of_its_own_wherever_the_program_left_the_
     termios.tcsetwinsize(slave, (20, 40))
     said = "from frida_rtetrack.reporters.console import ConsoleReporter as C; C().problem('it')"
     os.write(slave, left.encode())
-    subprocess.run([sys.executable, "-c", said], stderr=slave, check=True, timeout=60)
+    subprocess.run(
+        [sys.executable, "-c", said], stderr=slave, check=True, timeout=60, env={**os.environ, "NO_COLOR": "1"}
+    )
     shown = _screen(os.read(master, 4096).decode(), 40)
     before = left.splitlines()
     assert shown == [*before, "rtetrack-frida: it", ""]

@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from frida_rtetrack.progress import following
 from frida_rtetrack.reports.history import NO_THREAD
 from frida_rtetrack.reports.moment import Moment, type_numbers
 from frida_rtetrack.reports.profile import frame_name, printable
@@ -39,7 +40,8 @@ def write(moment: Moment, file: BinaryIO) -> None:
     rows = moment.rows[np.argsort(-moment.rows["size_bytes"].astype(np.int64), kind="stable")]
     types, threads, stacks = _types(moment), _threads(moment), _stacks(moment)
     functions = {int(api): "" if api is Api.NONE else api.function for api in Api}
-    for start in range(0, rows.size, _ROWS_AT_ONCE):
+    starts = range(0, rows.size, _ROWS_AT_ONCE)
+    for start in following("writing", starts, len(starts)):
         part = rows[start : start + _ROWS_AT_ONCE]
         seconds = np.round((part["allocated_at_ns"] - moment.run.start.monotonic_ns) / 1e9, 6)
         fields = zip(
