@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 
 from frida_rtetrack.errors import BadUsage
 from frida_rtetrack.recording.reader import Recording
 from frida_rtetrack.recording.replay import Replay
 from frida_rtetrack.reports.moment import Filters, Moment
+from frida_rtetrack.reports.temporary import Temporary
+from frida_rtetrack.symbols.sources import Sources
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -36,16 +40,24 @@ def size(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class When:
-    """A moment of a recording: the end, where nothing is said."""
+    """A moment of a recording: the end, where nothing is said; or what was freed soon, until then."""
 
     at_seconds: float | None = None
     peak: bool = False
     at_cleanup: bool = False
+    temporary: int | None = None
+    """Not what is live, but the blocks that were freed before their thread had made so many further allocations."""
 
-    def replay(self, recording: Recording) -> Replay:
-        """The session up to that moment. Raises BadUsage where it never came."""
+    def _check(self) -> None:
+        """Raises BadUsage."""
         if (self.at_seconds is not None) + self.peak + self.at_cleanup > 1:
             raise BadUsage("--at, --peak and --at-cleanup name different moments.", "Give one of them.")
+        if self.temporary is not None and (self.peak or self.at_cleanup):
+            raise BadUsage("--temporary is about all of the run, or about what was until --at.", "Leave the other out.")
+
+    def replay(self, recording: Recording) -> Replay:
+        """The session up to that moment. Raises BadUsage where it never came, or the recording does not have it."""
+        self._check()
         replay = Replay(recording)
         if self.at_seconds is not None:
             return replay.run(until_ns=replay.start.monotonic_ns + round(self.at_seconds * 1e9))
@@ -62,10 +74,41 @@ class When:
     def moment(self, recording: Recording) -> tuple[Replay, Moment]:
         """That moment, and the session up to it, or beyond it where it is --at-cleanup. Raises BadUsage."""
         replay = self.replay(recording)
+        if self.temporary is not None:
+            return replay, replace(replay.moment(self._freed_soon(replay)), temporary=self.temporary)
         return replay, replay.moment(replay.heap.eal.at_cleanup if self.at_cleanup else None)
+
+    def until_ns(self, replay: Replay) -> int:
+        """Up to when what was found on the way belongs to that moment: all of it, to the end of a recording that has none."""
+        is_end = self == When() and replay.recording.about.until_ns is None
+        return 1 << 63 if is_end else replay.now_ns
+
+    def _freed_soon(self, replay: Replay) -> NDArray[np.void]:
+        assert self.temporary is not None
+        found = Temporary(self.temporary)
+        for _, events, times in replay.recording.events():
+            until = int(np.searchsorted(times, replay.now_ns, side="right"))
+            found.add(events[:until], times[:until])
+        return found.rows()
 
 
 def moment_options(command: Command) -> Command:
+    """`--at`, `--peak`, `--at-cleanup`, `--temporary`; the command takes `when: When`."""
+
+    def with_when(*, temporary: int | None, **others: Any) -> None:
+        when = others.pop("when")
+        command(when=replace(when, temporary=temporary), **others)
+
+    option = click.option(
+        "--temporary",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Instead of what is live: what was freed before its thread had made N further allocations.",
+    )
+    return plain_moment_options(_named(option(with_when), command))
+
+
+def plain_moment_options(command: Command) -> Command:
     """`--at`, `--peak`, `--at-cleanup`; the command takes `when: When`."""
 
     def with_when(*, at: float | None, peak: bool, at_cleanup: bool, **others: Any) -> None:
@@ -123,8 +166,35 @@ def filter_options(command: Command) -> Command:
     return _named(with_filters, command)
 
 
-recording_argument = click.argument("recording", type=click.Path(path_type=Path), metavar="FILE")
-"""The recording, as a path."""
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A recording that was named, and where the files of its program are looked for."""
+
+    path: Path
+    symbol_path: tuple[Path, ...] = ()
+
+    def open(self, path: Path | None = None) -> Recording:
+        """The recording, or another one whose files are in the same places. Raises NoRecording, DamagedRecording."""
+        return Recording(path or self.path, Sources(self.symbol_path, ask_debuginfod=True))
+
+
+symbol_path_option = click.option(
+    "--symbol-path",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    multiple=True,
+    metavar="DIR",
+    help="Where files of the program, or their debug files, are too: those whose build-id was recorded are used.",
+)
+
+
+def recording_argument(command: Command) -> Command:
+    """The recording FILE and `--symbol-path`; the command takes `recording: Source`."""
+
+    def with_recording(*, recording: Path, symbol_path: tuple[Path, ...], **others: Any) -> None:
+        command(recording=Source(recording, symbol_path), **others)
+
+    argument = click.argument("recording", type=click.Path(path_type=Path), metavar="FILE")
+    return _named(argument(symbol_path_option(with_recording)), command)
 
 
 def _named(wrapper: Any, command: Command) -> Command:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from frida_rtetrack.errors import BadUsage, NotLive, TargetEnded
 from frida_rtetrack.reachability.dpdk import page_tables
+from frida_rtetrack.reachability.elements import Chain, chains
 from frida_rtetrack.reachability.leaks import Judged, search
 from frida_rtetrack.reachability.memory import ProcessMemory, Ranges, as_ranges, common, without, writable_of
 from frida_rtetrack.reachability.scan import ADDRESS_MASK, NOWHERE, Blocks, Places, scan
@@ -92,6 +93,22 @@ class Seeker:
             ]
             return found + self._in_registers(int(blocks.starts[index]), int(blocks.ends[index]))
 
+    def heaps(self) -> tuple[list[tuple[Chain, int]], bool]:
+        """DPDK's heaps with their NUMA sockets; and whether each could be followed to its end. Raises NotLive."""
+        self._check_heap()
+        target = next(iter(self._tracked()), None)
+        if target is None:
+            raise NotLive("The program is not being tracked any more: its heap cannot be looked at.")
+        regions = tuple(target.space.heap_regions)
+        addresses = self._tracking.live_set().addresses
+        blocks = []
+        for region in regions:
+            inside = addresses[(addresses >= region.base) & (addresses < region.base + region.size_bytes)]
+            blocks += [int(inside.min())] if inside.size else []
+        with ProcessMemory(target.pid) as memory:
+            found, whole = chains(memory, blocks, [region.base for region in regions])
+        return [(chain, socket) for chain in found if (socket := target.space.socket(chain.first)) is not None], whole
+
     def _in_registers(self, start: int, end: int) -> list[Referrer]:
         mask = int(ADDRESS_MASK)
         return [
@@ -114,10 +131,14 @@ class Seeker:
         found = [*let_go, *process.sharing_the_heap(tracked), *self._group.offspring.living_pids()]
         return [pid for pid in dict.fromkeys(found) if pid not in tracked]
 
-    def _places(self) -> list[Places]:
+    def _check_heap(self) -> None:
         tracked = self._tracked()
         if tracked and all(target.cleaned_up for target in tracked):
             raise NotLive("The program has called rte_eal_cleanup: DPDK's heap is gone.", "Ask before it does.")
+
+    def _places(self) -> list[Places]:
+        self._check_heap()
+        tracked = self._tracked()
         found = [place for target in tracked if (place := self._place(target)) is not None]
         if not found:
             raise NotLive("The program is not being tracked any more: nobody's memory can be looked into.")

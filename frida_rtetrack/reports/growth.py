@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from frida_rtetrack.stream.pump import Subscriber
 from frida_rtetrack.symbols.names import Names, Stack
+from frida_rtetrack.tracking.map import TrackingMap
 
 MOMENTS = 41
 """At which the live blocks are looked at, evenly over the run."""
@@ -51,6 +54,13 @@ class Curves:
             self._blocks.setdefault(stack, {})[number] = int(site["blocks"])
             self._bytes.setdefault(stack, {})[number] = int(site["bytes"])
 
+    def thin(self) -> None:
+        """Keeps every second moment, the first one included."""
+        self.at_ns = self.at_ns[::2]
+        for of_site in (self._blocks, self._bytes):
+            for stack, at in list(of_site.items()):
+                of_site[stack] = {number // 2: value for number, value in at.items() if number % 2 == 0}
+
     def growing(self, names: Names, *, without: Sequence[int] = ()) -> list[Growing]:
         """The call sites that grow, most bytes grown first. `without`: numbers of stacks that are left out."""
         count = len(self.at_ns)
@@ -70,6 +80,38 @@ class Curves:
                 )
             )
         return sorted(found, key=lambda each: -each.grown_bytes)
+
+
+SITES_WATCHED = 2000
+"""The largest at a moment."""
+_FIRST_STEP_S = 0.25
+_COST_AT_MOST = 0.01
+
+
+class GrowthWatch(Subscriber):
+    """The curves of a running program: from MOMENTS to twice as many moments, evenly over all of it until now."""
+
+    def __init__(self, tracking: TrackingMap) -> None:
+        """Of `tracking`, from now on."""
+        self._tracking = tracking
+        self._curves = Curves()
+        self._step_s = _FIRST_STEP_S
+        self._next = time.monotonic() + self._step_s
+
+    def on_round(self) -> None:
+        """Looks at the call sites when it is time."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._curves.add(time.monotonic_ns(), self._tracking.call_sites()[:SITES_WATCHED])
+        if len(self._curves.at_ns) >= 2 * MOMENTS:
+            self._curves.thin()
+            self._step_s *= 2
+        self._next = now + max(self._step_s, (time.monotonic() - now) / _COST_AT_MOST)
+
+    def growing(self, names: Names) -> list[Growing]:
+        """The call sites that grew until the last look. To be asked while no events are applied."""
+        return self._curves.growing(names)
 
 
 def evenly(start_ns: int, end_ns: int, count: int = MOMENTS) -> list[int]:

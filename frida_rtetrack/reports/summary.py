@@ -37,6 +37,8 @@ class CallSite:
     types: tuple[str, ...]
     largest_bytes: int = 0
     """The largest of the blocks."""
+    stack_number: int = 0
+    """What the events call the stack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +256,7 @@ def _call_site(blocks: NDArray[np.void], names: Names) -> CallSite:
         names.stack(int(blocks["stack"][0])),
         tuple(names.label_text(int(kind["label"]), baseline=bool(kind["baseline"])) for kind in kinds[:TYPES_SHOWN]),
         int(blocks["size_bytes"].max()),
+        int(blocks["stack"][0]),
     )
 
 

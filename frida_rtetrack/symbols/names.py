@@ -13,6 +13,7 @@ from typing import Protocol
 
 from frida_rtetrack.stream.events import MODULE_LOADED, StackEnd
 from frida_rtetrack.stream.ring import ModuleRecord, StackRecord, ThreadRecord
+from frida_rtetrack.symbols.sources import Sources
 from frida_rtetrack.symbols.symbolizer import Frame, Module, ModuleMap, Symbolizer, format_frame
 
 BASELINE_LABEL = 0xFFFF_FFFF
@@ -83,12 +84,14 @@ class Names:
         memory: Tables,
         thread_name: Callable[[int, int], str | None],
         pid_of: Callable[[int], int] | None = None,
+        sources: Sources | None = None,
     ) -> None:
         """Names of what `memory` holds. `thread_name(pid, tid)`: what a thread is called now, None where it is gone.
 
         `pid_of(process)`: the pid of the process that threads and stacks call so, 0 where it is not known; without it,
-        the memory is believed.
+        the memory is believed. `sources`: where files are looked for besides their own paths.
         """
+        self._sources = sources
         self._pid_of = pid_of or memory.pid
         self._memory = memory
         self._thread_name = thread_name
@@ -207,7 +210,7 @@ class Names:
     def _symbolizer(self, process: int) -> Symbolizer:
         """For the files as that process sees them: it may be in a container."""
         if process not in self._symbolizers:
-            self._symbolizers[process] = Symbolizer(self._modules, root=self._root(process))
+            self._symbolizers[process] = Symbolizer(self._modules, root=self._root(process), sources=self._sources)
         return self._symbolizers[process]
 
     def _root(self, process: int) -> str:
