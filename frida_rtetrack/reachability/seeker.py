@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +35,7 @@ class Referrer:
     """Where the pointer is; 0: in a register."""
     pid: int
     where: str
-    """`app+0x4040 (flow_table)`, `the stack of lcore-worker-1 (tid 12)`, `a block of type flow ..., at offset 16`, ..."""
+    """`app+0x4040 (flow_table)`, `the stack of lcore-worker-1 (tid 12), in frame 2, poll at app.c:40`, `a block of type flow ..., at offset 16`, ..."""
     offset: int
     """How far into the block it points (bytes)."""
 
@@ -81,17 +81,18 @@ class Seeker:
             pointers, _ = scan(blocks, places, freed_counts=not self._tracking.complete)
             pids = {place.number: place.pid for place in places}
             self._group.refresh_spaces()
+            stopped = {target.pid: registers.read(target.pid, frames=True) for target in self._tracked()}
             mine = np.flatnonzero(pointers.target == index)[:MOST_REFERRERS].tolist()
             found = [
                 Referrer(
                     at := int(pointers.at[i]),
-                    pids[int(pointers.process[i])],
-                    self._describe(at, int(pointers.process[i]), blocks, int(pointers.source[i])),
+                    pid := pids[int(pointers.process[i])],
+                    self._describe(at, int(pointers.process[i]), blocks, int(pointers.source[i]), stopped.get(pid)),
                     int(pointers.offset[i]),
                 )
                 for i in mine
             ]
-            return found + self._in_registers(int(blocks.starts[index]), int(blocks.ends[index]))
+            return found + self._in_registers(int(blocks.starts[index]), int(blocks.ends[index]), stopped)
 
     def heaps(self) -> tuple[list[tuple[Chain, int]], bool]:
         """DPDK's heaps with their NUMA sockets; and whether each could be followed to its end. Raises NotLive."""
@@ -109,12 +110,12 @@ class Seeker:
             found, whole = chains(memory, blocks, [region.base for region in regions])
         return [(chain, socket) for chain in found if (socket := target.space.socket(chain.first)) is not None], whole
 
-    def _in_registers(self, start: int, end: int) -> list[Referrer]:
+    def _in_registers(self, start: int, end: int, stopped: Mapping[int, Registers]) -> list[Referrer]:
         mask = int(ADDRESS_MASK)
         return [
-            Referrer(0, target.pid, f"a register of thread {tid}", (word & mask) - start)
-            for target in self._tracked()
-            for tid, words in registers.read(target.pid).words.items()
+            Referrer(0, pid, f"a register of thread {tid}", (word & mask) - start)
+            for pid, seen in stopped.items()
+            for tid, words in seen.words.items()
             for word in dict.fromkeys(words)
             if start <= word & mask < end
         ]
@@ -168,7 +169,7 @@ class Seeker:
 
     # ---- in words
 
-    def _describe(self, at: int, process: int, blocks: Blocks, source: int) -> str:
+    def _describe(self, at: int, process: int, blocks: Blocks, source: int, seen: Registers | None) -> str:
         if source != NOWHERE:
             row = blocks.rows[source]
             label = self._names.label_text(int(row["label"]), baseline=bool(row["baseline"]))
@@ -179,10 +180,20 @@ class Seeker:
         target = next((target for target in self._group.targets if target.number == process), None)
         if target is None:
             return "another process's memory"
+        call = self._call(at, process, seen)
         thread = self._names.thread_of_stack(at, process)
         if thread is not None:
-            return f"the stack of {thread.name} (tid {thread.tid})"
-        return self._names.variable_at(at, process) or target.space.describe(at).removeprefix("in ").removeprefix("on ")
+            return f"the stack of {thread.name} (tid {thread.tid}){call}"
+        described = self._names.variable_at(at, process) or target.space.describe(at)
+        return described.removeprefix("in ").removeprefix("on ") + call
+
+    def _call(self, at: int, process: int, seen: Registers | None) -> str:
+        """`, in frame 3, main at app.c:12 ...` of a word on a stack."""
+        found = None if seen is None else seen.frame_at(at)
+        if found is None:
+            return ""
+        number, address = found
+        return f", in frame {number}, {self._names.code_at(address if number else address + 1, process)}"
 
 
 def _ranges(told: Sequence[tuple[str, int]]) -> Ranges:

@@ -144,6 +144,16 @@ class Names:
             variable = self._symbolizer(process).variable(module, address)
         return f"{os.path.basename(module.path)}+{address - module.base:#x}" + (f" ({variable})" if variable else "")
 
+    def code_at(self, address: int, process: int = 0) -> str:
+        """`function at file:line`, as far as it is known, of a return address in a module that is loaded now."""
+        module = self._loaded(address - 1, process)
+        if module is None:
+            return f"{address:#x}"
+        with self._lock:
+            frame = self._symbolizer(process).frames_in(module, address)[-1]
+        name = frame.function or f"{frame.module}+{address - module.base:#x}"
+        return name + (f" at {frame.file}:{frame.line}" if frame.file and frame.line else "")
+
     def _loaded(self, address: int, process: int) -> Module | None:
         with self._lock:
             for each in self._memory.modules():

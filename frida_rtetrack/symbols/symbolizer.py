@@ -180,6 +180,11 @@ class Symbolizer:
             names = self._names_in(module)
         return None if names is None else names.variable(address - module.base)
 
+    def frames_in(self, module: Module, address: int) -> tuple[Frame, ...]:
+        """The frames of one return address in `module`, innermost first."""
+        with self._lock:
+            return self._resolve_in(module, address)
+
     def _resolve_in(self, module: Module, address: int) -> tuple[Frame, ...]:
         nameless = Frame(
             address, os.path.basename(module.path), address - module.base, None, None, None, None, False, module.path
