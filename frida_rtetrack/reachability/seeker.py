@@ -180,20 +180,18 @@ class Seeker:
         target = next((target for target in self._group.targets if target.number == process), None)
         if target is None:
             return "another process's memory"
-        call = self._call(at, process, seen)
+        found = None if seen is None else seen.frame_at(at)
+        call = "" if found is None else f", in frame {found[1]}, {self._call(*found[1:], process)}"
         thread = self._names.thread_of_stack(at, process)
         if thread is not None:
             return f"the stack of {thread.name} (tid {thread.tid}){call}"
-        described = self._names.variable_at(at, process) or target.space.describe(at)
-        return described.removeprefix("in ").removeprefix("on ") + call
+        if found is not None:
+            return f"the stack of thread {found[0]}{call}"
+        return self._names.variable_at(at, process) or target.space.describe(at).removeprefix("in ").removeprefix("on ")
 
-    def _call(self, at: int, process: int, seen: Registers | None) -> str:
-        """`, in frame 3, main at app.c:12 ...` of a word on a stack."""
-        found = None if seen is None else seen.frame_at(at)
-        if found is None:
-            return ""
-        number, address = found
-        return f", in frame {number}, {self._names.code_at(address if number else address + 1, process)}"
+    def _call(self, number: int, address: int, process: int) -> str:
+        """`main at app.c:12`; the innermost call has no return address yet."""
+        return self._names.code_at(address if number else address + 1, process)
 
 
 def _ranges(told: Sequence[tuple[str, int]]) -> Ranges:

@@ -58,13 +58,13 @@ class Registers:
             self.frames | other.frames,
         )
 
-    def frame_at(self, address: int) -> tuple[int, int] | None:
-        """(how manieth, address) of the call whose part of a stack `address` is in; None where that is not known."""
-        for frames in self.frames.values():
+    def frame_at(self, address: int) -> tuple[int, int, int] | None:
+        """(thread, how manieth, address) of the call whose part of a stack `address` is in; None where that is not known."""
+        for tid, frames in self.frames.items():
             pointers = [pointer for pointer, _ in frames]
             number = bisect.bisect_right(pointers, address) - 1
             if 0 <= number < len(frames) - 1:  # of the last one it is not known where it ends
-                return number, frames[number][1]
+                return tid, number, frames[number][1]
         return None
 
 
