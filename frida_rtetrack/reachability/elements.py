@@ -22,7 +22,8 @@ _FREE, _BUSY, _PAD = 0, 1, 2
 _TRIES = 5
 _WINDOW_BYTES = 16 * PAGE_BYTES
 MOST_ELEMENTS = 1 << 24
-_WORD = (1 << 64) - 1
+_USERS_END = 1 << 47
+"""Of addresses that a program of x86-64 (4 levels of pages) and most of arm64 can have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class _Window:
 
     def element(self, address: int) -> _Element:
         """Raises _Changed where there is none."""
-        if address % 64 or address == 0:
+        if address % 64 or not 0 < address < _USERS_END - _WINDOW_BYTES:
             raise _Changed
         at = address - self._start
         if not 0 <= at <= len(self._data) - _ELEMENT.size:

@@ -58,6 +58,10 @@ class Sources:
         return None if build_id is None else next(self._asked("executable", build_id), None)
 
     def _in_directories(self, build_id: bytes) -> list[ElfFile]:
+        opened = (_open(path) for path in self._indexed().get(build_id, ()))
+        return [file for file in opened if file is not None and file.build_id == build_id]
+
+    def _indexed(self) -> dict[bytes, list[str]]:
         with self._lock:
             if self._index is None:
                 self._index = {}
@@ -65,8 +69,7 @@ class Sources:
                     self._named.setdefault(os.path.basename(path), []).append((path, identity))
                     if identity is not None:
                         self._index.setdefault(identity, []).append(path)
-        opened = (_open(path) for path in self._index.get(build_id, ()))
-        return [file for file in opened if file is not None and file.build_id == build_id]
+            return self._index
 
     def _all_files(self) -> Iterator[tuple[str, bytes | None]]:
         """(path, build-id) of every ELF file."""
@@ -84,6 +87,7 @@ class Sources:
                         yield path, file.build_id
 
     def _tell_of_others(self, build_id: bytes | None, name: str) -> None:
+        self._indexed()
         for path, other in self._named.get(name, ()):
             had = "no build-id was recorded of it" if build_id is None else f"the one that ran has {build_id.hex()}"
             has = "none" if other is None else other.hex()

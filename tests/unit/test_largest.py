@@ -36,9 +36,7 @@ def filled(tmp_path: Path, **options: Any) -> tuple[Rig, Path]:
             1 << SIZE_BITS
         )
         times = (
-            rig.start.monotonic_ns
-            + number * SECOND
-            + np.sort(np.random.default_rng(number).integers(0, SECOND, 5_000))
+            rig.start.monotonic_ns + number * SECOND + np.sort(np.random.default_rng(number).integers(0, SECOND, 5_000))
         )
         recorder.on_events(events, 0, times)
         recorder._seal()
