@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import click
 import numpy as np
@@ -55,41 +55,67 @@ class When:
         if self.temporary is not None and (self.peak or self.at_cleanup):
             raise BadUsage("--temporary is about all of the run, or about what was until --at.", "Leave the other out.")
 
-    def replay(self, recording: Recording) -> Replay:
-        """The session up to that moment. Raises BadUsage where it never came, or the recording does not have it."""
+    def replay(self, recording: Recording, *, along: Along | None = None) -> Replay:
+        """The session up to that moment, with `along` on the way. Raises BadUsage where it never came, NotRecorded."""
         self._check()
-        replay = Replay(recording)
+        replay, until_ns, until_sequence = Replay(recording), None, None
         if self.at_seconds is not None:
-            return replay.run(until_ns=replay.start.monotonic_ns + round(self.at_seconds * 1e9))
-        replay.run()
+            until_ns = replay.start.monotonic_ns + round(self.at_seconds * 1e9)
         if self.peak:
-            sequence = replay.heap.map.peak.sequence
-            return Replay(recording).run(until_sequence=sequence)
+            peak = replay.run().heap.map.peak
+            replay, until_sequence = Replay(recording), peak.sequence
+            stops = () if along is None else along.stops(recording, peak.timestamp_ns)
+        else:
+            stops = () if along is None else along.stops(recording, until_ns)
+        on_stop = (lambda: None) if along is None else functools.partial(along.take, replay)
+        replay.run(until_ns=until_ns, until_sequence=until_sequence, stops_ns=stops, on_stop=on_stop)
         if self.at_cleanup and replay.heap.eal.at_cleanup is None:
             raise BadUsage(
                 "The program never called rte_eal_cleanup.", "Without --at-cleanup, what is live at the end is shown."
             )
         return replay
 
-    def moment(self, recording: Recording) -> tuple[Replay, Moment]:
-        """That moment, and the session up to it, or beyond it where it is --at-cleanup. Raises BadUsage."""
-        replay = self.replay(recording)
+    def moment(self, recording: Recording, *, along: Along | None = None) -> tuple[Replay, Moment]:
+        """That moment, and the session up to it, or beyond it where it is --at-cleanup. Raises BadUsage, NotRecorded."""
         if self.temporary is not None:
-            return replay, replace(replay.moment(self._freed_soon(replay)), temporary=self.temporary)
+            replay = Replay(recording)
+            rows = self._freed_soon(replay, self.temporary)
+            return replay, replace(replay.moment(rows), temporary=self.temporary)
+        replay = self.replay(recording, along=along)
         return replay, replay.moment(replay.heap.eal.at_cleanup if self.at_cleanup else None)
 
-    def until_ns(self, replay: Replay) -> int:
-        """Up to when what was found on the way belongs to that moment: all of it, to the end of a recording that has none."""
-        is_end = self == When() and replay.recording.about.until_ns is None
-        return 1 << 63 if is_end else replay.now_ns
+    def ns(self, recording: Recording) -> int:
+        """Its time, monotonic ns; the events are looked at only where that takes it. Raises BadUsage, NotRecorded."""
+        if self.peak or self.at_cleanup or recording.is_aggregated:
+            return self.replay(recording).now_ns
+        self._check()
+        if self.at_seconds is not None:
+            return recording.about.started.monotonic_ns + round(self.at_seconds * 1e9)
+        return recording.about.until_ns or recording.span_ns()[1]
 
-    def _freed_soon(self, replay: Replay) -> NDArray[np.void]:
-        assert self.temporary is not None
-        found = Temporary(self.temporary)
-        for _, events, times in replay.recording.events():
+    def until_ns(self, recording: Recording, at_ns: int) -> int:
+        """Up to when what was found on the way belongs to the moment `at_ns`: all of it, where nothing says when the end was."""
+        return 1 << 63 if self == When() and recording.about.until_ns is None else at_ns
+
+    def _freed_soon(self, replay: Replay, fewer_than: int) -> NDArray[np.void]:
+        """Without judging what happened; how often each stack allocated is counted, though."""
+        found, recording = Temporary(fewer_than), replay.recording
+        replay.now_ns = self.ns(recording)
+        for _, events, times in recording.events():
             until = int(np.searchsorted(times, replay.now_ns, side="right"))
             found.add(events[:until], times[:until])
+            replay.often.add(events[:until])
         return found.rows()
+
+
+class Along(Protocol):
+    """What is looked at on the way to a moment."""
+
+    def stops(self, recording: Recording, until_ns: int | None) -> Sequence[int]:
+        """When, monotonic ns, ascending; before `until_ns`, where that is not the end."""
+
+    def take(self, replay: Replay) -> None:
+        """It is one of them."""
 
 
 def moment_options(command: Command) -> Command:

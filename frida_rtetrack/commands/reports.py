@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -180,17 +180,20 @@ def show_leaks(
     """
     named = [] if suppressions is None else read_suppressions(suppressions)
     with recording.open() as opened:
-        replay, moment = when.moment(opened)
+        curves = _Curves()
+        replay, moment = when.moment(opened, along=None if opened.is_aggregated else curves)
         names, eal = replay.names, replay.heap.eal
         until_ns = moment.at_ns
-        judged = [finding for finding in opened.findings(LostFinding) if finding.at_ns <= when.until_ns(replay)]
+        grown = series.curves(opened, until_ns) if opened.is_aggregated else curves.found
+        until = when.until_ns(opened, until_ns)
+        judged = [finding for finding in opened.findings(LostFinding) if finding.at_ns <= until]
         found = leak_report(
             moment.rows,
             names,
             eal.init_ranges,
             at_cleanup=eal.at_cleanup,
             judged=judged[-1] if judged else None,
-            growing=[] if filters != Filters() else _curves(opened, until_ns).growing(names),
+            growing=[] if filters != Filters() else grown.growing(names),
             suppressions=named,
             passes=lambda rows: filters.apply(rows, names, until_ns),
         )
@@ -220,9 +223,10 @@ def show_stats(
 ) -> None:
     """How the heap was used until the moment: sizes, lifetimes, rates, by type, socket and thread; and how DPDK's free memory is cut up."""
     with recording.open() as opened:
-        replay = when.replay(opened)
-        found = _counted(replay, filters).usage(replay.names)
-        spaces = [space for space in opened.findings(FreeSpace) if space.at_ns <= when.until_ns(replay)]
+        at_ns, replay = when.ns(opened), Replay(opened)
+        found = _counted(replay, at_ns, filters).usage(replay.names)
+        until = when.until_ns(opened, at_ns)
+        spaces = [space for space in opened.findings(FreeSpace) if space.at_ns <= until]
         lines = [*recorded.usage(found, limit), *recorded.free_space(spaces, replay.start)]
 
         def document() -> dict[str, Any]:
@@ -235,12 +239,11 @@ def show_stats(
         say_what_is_missing(opened)
 
 
-def _counted(replay: Replay, filters: Filters) -> UsageCounter:
+def _counted(replay: Replay, at_ns: int, filters: Filters) -> UsageCounter:
     if replay.kept is not None:
         if filters != Filters():
             raise NotRecorded(f"{replay.recording.path} was recorded with --aggregate: its figures cannot be filtered.")
         return UsageCounter.of(replay.kept.usage)
-    at_ns = replay.now_ns
 
     def passes(events: EventBatch, times: Times) -> NDArray[np.bool_]:
         return filters.passes(blocks_of(events, times, 0), replay.names, at_ns)
@@ -334,18 +337,18 @@ def _profile(opened: Recording, when: When, filters: Filters) -> Profile:
     return profile(moment.rows, moment.names)
 
 
-def _curves(opened: Recording, until_ns: int) -> growth.Curves:
-    """The live bytes of each call site from the first event to `until_ns`."""
-    if opened.is_aggregated:
-        return series.curves(opened, until_ns)
-    replay, curves = Replay(opened), growth.Curves()
-    start, end = opened.span_ns()
-    replay.run(
-        until_ns=until_ns,
-        stops_ns=growth.evenly(start, min(end, until_ns)),
-        on_stop=lambda: curves.add(replay.now_ns, replay.heap.map.call_sites()),
-    )
-    return curves
+class _Curves:
+    """The live bytes of each call site from the first event to a moment."""
+
+    def __init__(self) -> None:
+        self.found = growth.Curves()
+
+    def stops(self, recording: Recording, until_ns: int | None) -> Sequence[int]:
+        first, last = recording.span_ns()
+        return growth.evenly(first, last if until_ns is None else max(min(last, until_ns), first))
+
+    def take(self, replay: Replay) -> None:
+        self.found.add(replay.now_ns, replay.heap.map.call_sites())
 
 
 def _moment_json(moment: Moment) -> dict[str, Any]:
