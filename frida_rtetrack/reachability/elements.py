@@ -61,6 +61,7 @@ class _Window:
         self._memory = memory
         self._start = 0
         self._data = b""
+        self._ahead = False
 
     def element(self, address: int) -> _Element:
         """Raises _Changed where there is none."""
@@ -75,14 +76,17 @@ class _Window:
         found = _Element(*_ELEMENT.unpack_from(self._data, at))
         if not found.heap or found.state & 7 > _PAD or found.size < HEADER_BYTES or found.size % 64:
             raise _Changed
+        self._ahead = found.size < PAGE_BYTES
         return found
 
     def _load(self, address: int) -> None:
-        page = address // PAGE_BYTES * PAGE_BYTES
-        parts = self._memory.in_use(as_ranges([(page, page + _WINDOW_BYTES)]))
-        start, end = next(parts, (page, page))
-        self._start = page
-        self._data = self._memory.read(page, end - page) if start == page else b""
+        """What is read ahead, where elements are small, must be in use: some pages, in one piece."""
+        self._start, end = address, address + _ELEMENT.size
+        if self._ahead:
+            page = address // PAGE_BYTES * PAGE_BYTES
+            start, behind = next(self._memory.in_use(as_ranges([(page, page + _WINDOW_BYTES)])), (0, 0))
+            end = behind if start == page else end
+        self._data = self._memory.read(address, end - address)
 
 
 def chains(memory: ProcessMemory, blocks: Iterable[int], bases: Iterable[int]) -> tuple[list[Chain], bool]:

@@ -163,14 +163,15 @@ def usage(found: Usage, limit: int) -> Iterator[str]:
 def free_space(spaces: Sequence[FreeSpace], start: Start) -> Iterator[str]:
     """How the free memory was cut up when it was looked at last, and right after allocations had failed."""
     failed = [space for space in spaces if space.failed_bytes is not None]
-    for space in [*failed[:FAILURES_SHOWN], *spaces[-1:]]:
+    last = [space for space in spaces[-1:] if space.failed_bytes is None]
+    for space in [*failed[-FAILURES_SHOWN:], *last]:
         when = f"{duration(max(start.seconds_until(space.at_ns), 0))} after the start"
         if space.failed_bytes is not None:
             when += f", right after an allocation of {size(space.failed_bytes)} had failed"
         yield f"DPDK's free memory, {when}:"
         yield from heaps(space)
     if len(failed) > FAILURES_SHOWN:
-        yield f"... and after {count(len(failed) - FAILURES_SHOWN, 'more failed allocation')} (--json)"
+        yield f"... and {count(len(failed) - FAILURES_SHOWN, 'earlier failure')} (--json)"
 
 
 def heaps(space: FreeSpace) -> Iterator[str]:

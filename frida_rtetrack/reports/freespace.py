@@ -102,28 +102,35 @@ class SpaceWatch(Subscriber):
         self._next = time.monotonic() + self._pause_s
         self._next_failure = 0.0
         self._looking = False
+        self._failed_bytes: int | None = None
+        """The largest that has failed since the last look at a failure."""
 
     def on_events(self, events: EventBatch, first: int, times: Times) -> None:
-        """Looks at once where one failed."""
-        failed = np.flatnonzero(events["kind"] == Kind.ALLOCATION_FAILED)
-        if failed.size and time.monotonic() >= self._next_failure and len(self.failures) < FAILURES_AT_MOST:
-            self._ask(int(sizes(events[failed]).max()))
+        """Takes note of what failed."""
+        failed = events["kind"] == Kind.ALLOCATION_FAILED
+        if failed.any():
+            self._failed_bytes = max(self._failed_bytes or 0, int(sizes(events[failed]).max()))
 
     def on_round(self) -> None:
-        """Looks when it is time."""
-        if self.keep is not None and time.monotonic() >= self._next:
+        """Looks at once where an allocation failed, and when it is time."""
+        if self._looking:
+            return
+        if self._failed_bytes is not None and time.monotonic() >= self._next_failure:
+            failed_bytes, self._failed_bytes = self._failed_bytes, None
+            if len(self.failures) < FAILURES_AT_MOST:
+                self._ask(failed_bytes)
+        elif self.keep is not None and time.monotonic() >= self._next:
             self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
             self._next = time.monotonic() + self._pause_s
             self._ask(None)
 
     def _ask(self, failed_bytes: int | None) -> None:
-        if not self._looking:
-            self._looking = True
-            self._later("free space", lambda: self.look(failed_bytes))
+        self._looking = True
+        self._later("free space", lambda: self.look(failed_bytes))
 
     def look(self, failed_bytes: int | None = None) -> None:
         """Looks, and keeps what there is; nothing where it cannot be read now."""
-        begun = time.monotonic()
+        begun = time.thread_time()
         try:
             found = self._look_now(failed_bytes)
             if failed_bytes is not None:
@@ -134,7 +141,7 @@ class SpaceWatch(Subscriber):
             pass
         finally:
             now = time.monotonic()
-            pause = (now - begun) / _COST_AT_MOST
+            pause = (time.thread_time() - begun) / _COST_AT_MOST
             self._next = max(self._next, now + pause)
             self._next_failure = now + max(_BETWEEN_FAILURES_S, pause)
             self._looking = False
