@@ -6,9 +6,9 @@ BIN := $(VENV)/bin
 PROGRAMS := build/programs
 
 # What the programs, the tests and the demo need from Debian. What is WANTED is used where it can be had, and not
-# asked for: clang for variants of the programs, chromium for the page, Go for its pprof, dwz for debug files that share.
+# asked for: clang for variants of the programs, chromium for the page, Go for its pprof, dwz and debuginfod for debug files.
 PACKAGES := dpdk dpdk-dev libdpdk-dev pkg-config gcc libc6-dev gdb python3-venv
-WANTED := clang-14 chromium golang-go dwz
+WANTED := clang-14 chromium golang-go dwz debuginfod
 
 .DEFAULT_GOAL := help
 

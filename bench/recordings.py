@@ -21,6 +21,7 @@ EVENTS = 10_000_000
 LIVE = 1_000_000
 COMMANDS = (
     *("summary", "table", "table --peak", "tree", "leaks", "stats", "diff --from 1"),
+    *("table --temporary 10", "stats --type none --min-size 64"),
     *("flamegraph", "export --format pprof", "export --format csv"),
 )
 

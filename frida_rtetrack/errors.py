@@ -109,3 +109,9 @@ class NoRecording(RtetrackError):
 
 class DamagedRecording(RtetrackError):
     """A recording, or a part of it, that cannot be read."""
+
+
+class NotRecorded(RtetrackError):
+    """A recording does not have what a report needs."""
+
+    HINT = "A recording that was made without --aggregate has every event, and can tell."

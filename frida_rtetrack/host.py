@@ -18,13 +18,15 @@ from types import TracebackType
 from typing import Any
 
 from frida_rtetrack.errors import BadUsage, NoDpdk, NotLive, RtetrackError
+from frida_rtetrack.inspection import Inspection
 from frida_rtetrack.observer import Observer, QueuedObserver
 from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_FRAMES, Options
-from frida_rtetrack.reachability.seeker import Referrer, Seeker
+from frida_rtetrack.reachability.seeker import Referrer
 from frida_rtetrack.recording import file as recording_file
 from frida_rtetrack.recording.recorder import Recorder
-from frida_rtetrack.reports import lost, summary
-from frida_rtetrack.reports.leakcheck import LeakCheck, LeakChecker
+from frida_rtetrack.reports import summary
+from frida_rtetrack.reports.freespace import FreeSpace
+from frida_rtetrack.reports.leaks import LeakReport, Suppression
 from frida_rtetrack.reports.lost import LostReport
 from frida_rtetrack.reports.moment import Moment, Run
 from frida_rtetrack.reports.stats import Stats
@@ -69,6 +71,7 @@ class Host:
         check_options(options)
         if options.record is not None:
             recording_file.check(options.record, force=options.record_over)
+        recording_file.check_limit(options.record_max_bytes)
         self.options = options
         self.observer = observer or Observer()
         self.tracking = TrackingMap()
@@ -85,7 +88,6 @@ class Host:
         )
         self._session: Session
         self._recorder: Recorder | None = None
-        self._leak_checker: LeakChecker | None = None
         self._start: Start
 
     # ---- beginning ----
@@ -197,28 +199,19 @@ class Host:
             wake=self._wake,
             on_end=lambda: self._work.finish("conclude", self._finish),
         )
-        self._seeker = Seeker(
-            self.tracking,
+        self._inspection = Inspection(
             self._group,
-            self._session.names,
+            self._session,
             sync=lambda: self._session.pump.sync(time.monotonic() + SYNC_SECONDS),
+            later=self._work.put,
+            leak_check=self.options.leak_check,
         )
+        self._session.pump.subscribe(*self._inspection.subscribers)
         self._take_note_of_symbols(target.pid)
-        if self.options.leak_check:
-            self._leak_checker = LeakChecker(
-                self.options.leak_check,
-                self.tracking,
-                self._session.names,
-                processes=lambda: self._group.targets,
-                of_event=self._group.of_event,
-                owner=lambda: self._session.heap.eal.owner,
-                search=self.leaks,
-            )
-            self._session.pump.subscribe(self._leak_checker)
         self._session.dumper.check()
         self._recorder = self._session.recorder
         if self._recorder is not None:
-            self._recorder.begin(self._state, started=self._start, version=VERSION, host=platform.node())
+            self._begin_recording(self._recorder)
         self._session.pump.start()
         self._work.start()
         self._group.start_first()
@@ -236,8 +229,7 @@ class Host:
     # ---- ending ----
 
     def _finish(self) -> None:
-        if self._leak_checker is not None:
-            self._leak_checker.wait()
+        self._inspection.finish()
         self.ending = self._group.ending(let_go=self._detaching)
         if self._begun:
             verify = self.options.verify and bool(self.hooks)
@@ -271,8 +263,8 @@ class Host:
                     self._told.problem("The heap could not be verified: this DPDK has no rte_malloc_dump_heaps.")
             except RtetrackError as error:
                 self._told.problem(f"The heap could not be verified: {error}")
-        if self._leak_checker is not None and self.hooks and not self._detaching and self._group.any_tracked():
-            self._leak_checker.look()
+        if not self._detaching:
+            self._inspection.last_look()
         self._detaching = True
         problems = self._group.unload()
         self._session.pump.stop()
@@ -316,7 +308,7 @@ class Host:
                     names=self.options.record_names,
                     ending=self.ending,
                     verified=self._session.heap.view.verified,
-                    leak_check=self._leak_check(),
+                    leak_check=self._inspection.leak_check(),
                     **self._state(),
                 )
         self._group.close()
@@ -395,9 +387,19 @@ class Host:
         recording_file.check(Path(path), force=force)
         recorder = self._session.make_recorder(Path(path), force)
         with self._session.heap.view.undisturbed(), self._session.pump.lock:
-            recorder.begin(self._state, started=self._start, version=VERSION, host=platform.node())
+            self._begin_recording(recorder)
             self._session.pump.subscribe(recorder)
         self._recorder = recorder
+
+    def _begin_recording(self, recorder: Recorder) -> None:
+        self._inspection.keep_in(recorder.note)
+        recorder.begin(
+            self._state,
+            names=self.options.record_names,
+            started=self._start,
+            version=VERSION,
+            host=platform.node(),
+        )
 
     def _state(self) -> dict[str, Any]:
         """What a recording says of the tracking itself."""
@@ -478,14 +480,27 @@ class Host:
     def leaks(self) -> LostReport:
         """Which live blocks nothing points to any more, found by reading the running program's memory. Raises NotLive, BadUsage."""
         self._check_recording()
-        judged = self._seeker.leaks()
-        complete = self.tracking.complete
-        return lost.report(judged, self._session.heap.eal.init_ranges, self._session.names, complete=complete)
+        return self._inspection.leaks()
+
+    def leak_report(self, suppressions: Sequence[Suppression] = ()) -> LeakReport:
+        """What nobody will free, best evidence first: lost, growing since the tracking began, still held. Raises NotLive, BadUsage."""
+        self._check_recording()
+        return self._inspection.leak_report(suppressions)
 
     def refs(self, address: int) -> list[Referrer]:
         """What points to the live block that `address` lies in, or into it. Raises BadUsage, NotLive."""
         self._check_recording()
-        return self._seeker.refs(address)
+        return self._inspection.refs(address)
+
+    def free_space(self) -> FreeSpace:
+        """How DPDK's free memory is cut up now, read from the running program's heap. Raises NotLive."""
+        self.sync()
+        return self._inspection.free_space()
+
+    @property
+    def free_space_at_failures(self) -> list[FreeSpace]:
+        """The same right after allocations failed: once a second at the most."""
+        return self._inspection.spaces.failures
 
     def _check_recording(self) -> None:
         if self.paused:
@@ -506,14 +521,9 @@ class Host:
                 argv=self.argv,
                 ending=self.ending or Ending(None, None, "running"),
                 lost=self.lost,
-                leak_check=self._leak_check(),
+                leak_check=self._inspection.leak_check(),
                 damage=self._group.memory.damage.counts,
             )
-
-    def _leak_check(self) -> LeakCheck | None:
-        return None if self._leak_checker is None else self._leak_checker.result()
-
-    # ---- commands ----
 
     def baseline(self) -> int | None:
         """Takes what already lives in DPDK's heap into the tracking, which is complete from then on.

@@ -49,6 +49,10 @@ class Options:
     """A file that is there is overwritten by the recording."""
     record_names: bool = True
     """Look up how all stacks read when the recording ends; if not, its reader does, from the files at hand there."""
+    record_aggregate_seconds: float | None = None
+    """Record no events, but what each call site held at a moment each so many seconds, and what is live at the end."""
+    record_max_bytes: int | None = None
+    """The recording ends before its file is larger; the tracking goes on."""
     verify: bool = False
     """Compare with DPDK's own heap at the end: when the program exits, cleans up EAL, or is let go."""
     leak_check: frozenset[LeakKind] = frozenset()

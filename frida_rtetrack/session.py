@@ -14,6 +14,7 @@ from frida_rtetrack.observer import Observer, QueuedObserver
 from frida_rtetrack.options import Options
 from frida_rtetrack.recording.recorder import Recorder
 from frida_rtetrack.reports.dumper import Dumper
+from frida_rtetrack.reports.growth import GrowthWatch
 from frida_rtetrack.reports.stats import StatsTaker
 from frida_rtetrack.stream.pump import Pump
 from frida_rtetrack.stream.work import WorkQueue
@@ -36,6 +37,7 @@ class Session:
     heap: TrackedHeap
     dumper: Dumper
     stats: StatsTaker
+    growth: GrowthWatch
     make_recorder: Callable[[Path, bool], Recorder]
     """(path, force): a recorder of this session, into a new file. Raises BadUsage."""
     recorder: Recorder | None
@@ -92,15 +94,26 @@ def put_together(
         later=work.put,
         observer=observer,
     )
-    pump.subscribe(heap, dumper)
+    growth = GrowthWatch(tracking)
+    pump.subscribe(heap, dumper, growth)
     if options.follow_fork:
         pump.subscribe(group.offspring)
 
     def make_recorder(path: Path, force: bool) -> Recorder:
-        return Recorder(path, group.memory, names, heap, group, on_problem=told.problem, force=force)
+        return Recorder(
+            path,
+            group.memory,
+            names,
+            heap,
+            group,
+            on_problem=told.problem,
+            force=force,
+            aggregate_seconds=options.record_aggregate_seconds,
+            max_bytes=options.record_max_bytes,
+        )
 
     recorder = None
     if options.record is not None:
         recorder = make_recorder(options.record, options.record_over)
         pump.subscribe(recorder)
-    return Session(names, pump, heap, dumper, StatsTaker(heap, names), make_recorder, recorder)
+    return Session(names, pump, heap, dumper, StatsTaker(heap, names), growth, make_recorder, recorder)

@@ -20,9 +20,10 @@ from frida_rtetrack.commands.coloroption import color_option
 from frida_rtetrack.commands.export import export
 from frida_rtetrack.commands.flamegraph import flamegraph
 from frida_rtetrack.commands.grouped import GroupedCommand, place, under
-from frida_rtetrack.commands.leakkinds import OptionalValue, leak_kinds
+from frida_rtetrack.commands.leakkinds import leak_kinds
 from frida_rtetrack.commands.leaving import ENDING, SignalWatch
 from frida_rtetrack.commands.moments import size, source_root_option
+from frida_rtetrack.commands.optionalvalue import OptionalValue
 from frida_rtetrack.commands.prompt import Prompt
 from frida_rtetrack.commands.terminal import ProgramTerminal
 from frida_rtetrack.errors import BadUsage, NotLive, RtetrackError
@@ -39,6 +40,7 @@ from frida_rtetrack.target.target import Ending
 
 EXIT_TOOL_FAILED = 125
 """As env(1) and timeout(1) do: not a status that a program is likely to have of its own."""
+AGGREGATE_SECONDS = 60
 ARRIVING_SECONDS, LEAVING_SECONDS, LAST_WORDS_SECONDS = 1.0, 1.5, 0.4
 """From a signal to the moment when what goes on is given up: while coming, while leaving; and to say what is known then."""
 
@@ -70,6 +72,12 @@ def _tracking_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("-o", "--output", "record", type=click.Path(path_type=Path), metavar="FILE",
                          help="Record the session into FILE, for the reports: rtetrack-frida summary FILE."),
             click.option("--force", "record_over", is_flag=True, help="Overwrite the recording that is in that FILE."),
+            click.option("--aggregate", "record_aggregate_seconds", cls=OptionalValue, bare=str(AGGREGATE_SECONDS),
+                         type=click.FloatRange(1), metavar="SECONDS",
+                         help=f"Record no events, but what each call site holds every so often ({AGGREGATE_SECONDS} s), and what is live at the "
+                              "end: for runs of days."),
+            click.option("--max-size", "record_max_bytes", type=size, metavar="SIZE",
+                         help="End the recording, at a whole second, before its file is larger: 500M, 2G."),
             click.option("--symbols/--no-symbols", "record_names", default=True,
                          help="Look names up when the recording ends (default), or leave that to its reader."),
             ),
@@ -246,6 +254,7 @@ class _Run:
                 terminal,
                 spawned=self._spawned,
                 on_interrupt=lambda: self._on_signal(signal.SIGINT),
+                suppressions=self._gate.suppressions,
             )
             with bars.BARS.hidden():
                 prompt.run(duration)

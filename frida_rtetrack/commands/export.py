@@ -12,10 +12,9 @@ from typing import BinaryIO
 
 import click
 
-from frida_rtetrack.commands.moments import When, filter_options, moment_options, recording_argument
+from frida_rtetrack.commands.moments import Source, When, filter_options, moment_options, recording_argument
 from frida_rtetrack.commands.reports import say_what_is_missing
 from frida_rtetrack.errors import BadUsage
-from frida_rtetrack.recording.reader import Recording
 from frida_rtetrack.reporters import streams, text
 from frida_rtetrack.reporters.exports import blocks, folded, parquet, pprof, speedscope
 from frida_rtetrack.reporters.outfile import OutputError, whole
@@ -46,7 +45,7 @@ WRITERS: dict[str, Callable[[Moment, BinaryIO], None]] = {
 @moment_options
 @filter_options
 def export(
-    recording: Path, format_: str, output: Path | None, run: str | None, force: bool, when: When, filters: Filters
+    recording: Source, format_: str, output: Path | None, run: str | None, force: bool, when: When, filters: Filters
 ) -> None:
     """Write what was live at a moment of the recording FILE for other tools.
 
@@ -57,7 +56,7 @@ def export(
         raise BadUsage("--run names a run in a data set.", "It goes with --format parquet.")
     if output is None and format_ == "parquet":
         raise BadUsage("A data set needs a directory.", "Give it with -o DIRECTORY.")
-    with Recording(recording) as opened:
+    with recording.open() as opened:
         _, moment = when.moment(opened)
         moment = moment.only(filters)
         if format_ == "parquet":

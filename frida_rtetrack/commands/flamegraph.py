@@ -9,16 +9,18 @@ from pathlib import Path
 import click
 import numpy as np
 
-from frida_rtetrack.commands.moments import When, filter_options, moment_options, recording_argument
+from frida_rtetrack.commands.moments import Source, When, filter_options, moment_options, recording_argument
 from frida_rtetrack.commands.reports import say_what_is_missing
+from frida_rtetrack.recording import series
 from frida_rtetrack.recording.reader import Recording
 from frida_rtetrack.recording.replay import Replay
 from frida_rtetrack.reporters import streams, text
 from frida_rtetrack.reporters.outfile import whole
 from frida_rtetrack.reporters.page import document
-from frida_rtetrack.reporters.page.contents import Base, Page, leaks_at_cleanup, leaks_growing
-from frida_rtetrack.reports import growth
+from frida_rtetrack.reporters.page.contents import Base, Leak, Page, leaks_at_cleanup, leaks_growing, leaks_of, page_of
+from frida_rtetrack.reports import growth, lost
 from frida_rtetrack.reports.history import History, by_site
+from frida_rtetrack.reports.lost import LostFinding
 from frida_rtetrack.reports.moment import Filters, Moment
 from frida_rtetrack.stream.events import Kind, Mark
 
@@ -57,7 +59,7 @@ MARKS_AT_MOST = 20
 @moment_options
 @filter_options
 def flamegraph(
-    recording: Path,
+    recording: Source,
     output: Path | None,
     force: bool,
     base: Path | None,
@@ -69,10 +71,10 @@ def flamegraph(
 
     It opens in any browser, without a network. The options choose the moment that it shows first, and its blocks.
     """
-    output = output or recording.with_name(f"{recording.name}.html")
-    with Recording(recording) as opened:
+    output = output or recording.path.with_name(f"{recording.path.name}.html")
+    with recording.open() as opened:
         with whole(output, force=force) as file, contextlib.ExitStack() as stack:
-            other = None if base is None else stack.enter_context(Recording(base))
+            other = None if base is None else stack.enter_context(recording.open(base))
             compared = None if other is None else _base(other, when, filters)
             document.write(page(opened, when, filters, moments, compared), file)
             if other is not None:
@@ -90,12 +92,16 @@ def page(
     recording: Recording, when: When, filters: Filters, count: int | None = None, base: Base | None = None
 ) -> Page:
     """The page of `recording`, with what was live at `count` moments, at the peak and at the one that was chosen."""
+    if when.temporary is not None:
+        return page_of(when.moment(recording)[1].only(filters))
+    if recording.is_aggregated:
+        return _aggregated(recording, when, filters, base)
     complete = Replay(recording).run()
     chosen = when.moment(recording)[1] if when != When() else complete.moment()
     found, peak = complete.summary(), complete.heap.map.peak
     marks, first_ns = _marks(recording)
     start = complete.start
-    last = max(recording.span_ns()[1], start.monotonic_ns)
+    last = max(recording.span_ns()[1], complete.now_ns)
     first = start.monotonic_ns if first_ns is None else first_ns
     at_ns = chosen.at_ns
     if when.at_cleanup:
@@ -117,11 +123,45 @@ def page(
         base=base,
         chosen=sorted(wanted).index(at_ns),
         marks=[(start.seconds_until(at), MARKS[kind]) for kind, at in marks[:MARKS_AT_MOST]],
-        leaks=[*leaks_at_cleanup(found.leaks), *leaks_growing(growing)],
+        leaks=[*_lost(recording, complete), *leaks_at_cleanup(found.leaks), *leaks_growing(growing)],
         bad_frees=found.bad_frees,
         bad_frees_not_kept=found.bad_frees_not_kept,
         notes=_notes(recording, found.lost),
     )
+
+
+def _aggregated(recording: Recording, when: When, filters: Filters, base: Base | None) -> Page:
+    """The page of a recording that has a series in place of events; filtered, of its end alone."""
+    replay, chosen = when.moment(recording)
+    found = replay.summary()
+    if filters == Filters():
+        history, growing = (
+            series.history(recording, replay.start),
+            series.curves(recording, replay.now_ns).growing(replay.names),
+        )
+        if when.at_cleanup or not history.seconds:
+            history = History()
+    else:
+        history, growing = History(), []
+    if not history.seconds:
+        history.add(chosen.seconds, chosen.only(filters).rows)
+    return Page(
+        run=chosen.run,
+        seconds=max(chosen.seconds, 0),
+        history=history,
+        names=replay.names,
+        base=base,
+        leaks=[*_lost(recording, replay), *leaks_at_cleanup(found.leaks), *leaks_growing(growing)],
+        bad_frees=found.bad_frees,
+        bad_frees_not_kept=found.bad_frees_not_kept,
+        notes=_notes(recording, found.lost),
+    )
+
+
+def _lost(recording: Recording, replay: Replay) -> list[Leak]:
+    """What nothing pointed to when that was looked for last, and was not freed since."""
+    judged = recording.findings(LostFinding)
+    return leaks_of(lost.report(judged[-1], replay.names, live=replay.live())) if judged else []
 
 
 def _history(
@@ -163,6 +203,8 @@ def _marks(recording: Recording) -> tuple[list[tuple[Mark, int]], int | None]:
 
 def _notes(recording: Recording, lost: int) -> list[str]:
     notes = []
+    if recording.about.ended and recording.about.stopped:
+        notes.append(f"The recording ended before the session did: {recording.about.stopped}.")
     if not recording.about.ended:
         notes.append("The recording ended early: what happened after its last second is not in it.")
     if recording.damage is not None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 
 from frida_rtetrack.errors import BadUsage
 from frida_rtetrack.recording.reader import Recording
 from frida_rtetrack.recording.replay import Replay
 from frida_rtetrack.reports.moment import Filters, Moment
+from frida_rtetrack.reports.temporary import Temporary
+from frida_rtetrack.symbols.sources import Sources
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -36,36 +40,101 @@ def size(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class When:
-    """A moment of a recording: the end, where nothing is said."""
+    """A moment of a recording: the end, where nothing is said; or what was freed soon, until then."""
 
     at_seconds: float | None = None
     peak: bool = False
     at_cleanup: bool = False
+    temporary: int | None = None
+    """Not what is live, but the blocks that were freed before their thread had made so many further allocations."""
 
-    def replay(self, recording: Recording) -> Replay:
-        """The session up to that moment. Raises BadUsage where it never came."""
+    def _check(self) -> None:
+        """Raises BadUsage."""
         if (self.at_seconds is not None) + self.peak + self.at_cleanup > 1:
             raise BadUsage("--at, --peak and --at-cleanup name different moments.", "Give one of them.")
-        replay = Replay(recording)
+        if self.temporary is not None and (self.peak or self.at_cleanup):
+            raise BadUsage("--temporary is about all of the run, or about what was until --at.", "Leave the other out.")
+
+    def replay(self, recording: Recording, *, along: Along | None = None) -> Replay:
+        """The session up to that moment, with `along` on the way. Raises BadUsage where it never came, NotRecorded."""
+        self._check()
+        replay, until_ns, until_sequence = Replay(recording), None, None
         if self.at_seconds is not None:
-            return replay.run(until_ns=replay.start.monotonic_ns + round(self.at_seconds * 1e9))
-        replay.run()
+            until_ns = replay.start.monotonic_ns + round(self.at_seconds * 1e9)
         if self.peak:
-            sequence = replay.heap.map.peak.sequence
-            return Replay(recording).run(until_sequence=sequence)
+            peak = replay.run().heap.map.peak
+            replay, until_sequence = Replay(recording), peak.sequence
+            stops = () if along is None else along.stops(recording, peak.timestamp_ns)
+        else:
+            stops = () if along is None else along.stops(recording, until_ns)
+        on_stop = (lambda: None) if along is None else functools.partial(along.take, replay)
+        replay.run(until_ns=until_ns, until_sequence=until_sequence, stops_ns=stops, on_stop=on_stop)
         if self.at_cleanup and replay.heap.eal.at_cleanup is None:
             raise BadUsage(
                 "The program never called rte_eal_cleanup.", "Without --at-cleanup, what is live at the end is shown."
             )
         return replay
 
-    def moment(self, recording: Recording) -> tuple[Replay, Moment]:
-        """That moment, and the session up to it, or beyond it where it is --at-cleanup. Raises BadUsage."""
-        replay = self.replay(recording)
+    def moment(self, recording: Recording, *, along: Along | None = None) -> tuple[Replay, Moment]:
+        """That moment, and the session up to it, or beyond it where it is --at-cleanup. Raises BadUsage, NotRecorded."""
+        if self.temporary is not None:
+            replay = Replay(recording)
+            rows = self._freed_soon(replay, self.temporary)
+            return replay, replace(replay.moment(rows), temporary=self.temporary)
+        replay = self.replay(recording, along=along)
         return replay, replay.moment(replay.heap.eal.at_cleanup if self.at_cleanup else None)
+
+    def ns(self, recording: Recording) -> int:
+        """Its time, monotonic ns; the events are looked at only where that takes it. Raises BadUsage, NotRecorded."""
+        if self.peak or self.at_cleanup or recording.is_aggregated:
+            return self.replay(recording).now_ns
+        self._check()
+        if self.at_seconds is not None:
+            return recording.about.started.monotonic_ns + round(self.at_seconds * 1e9)
+        return recording.about.until_ns or recording.span_ns()[1]
+
+    def until_ns(self, recording: Recording, at_ns: int) -> int:
+        """Up to when what was found on the way belongs to the moment `at_ns`: all of it, where nothing says when the end was."""
+        return 1 << 63 if self == When() and recording.about.until_ns is None else at_ns
+
+    def _freed_soon(self, replay: Replay, fewer_than: int) -> NDArray[np.void]:
+        """Without judging what happened; how often each stack allocated is counted, though."""
+        found, recording = Temporary(fewer_than), replay.recording
+        replay.now_ns = self.ns(recording)
+        for _, events, times in recording.events():
+            until = int(np.searchsorted(times, replay.now_ns, side="right"))
+            found.add(events[:until], times[:until])
+            replay.often.add(events[:until])
+        return found.rows()
+
+
+class Along(Protocol):
+    """What is looked at on the way to a moment."""
+
+    def stops(self, recording: Recording, until_ns: int | None) -> Sequence[int]:
+        """When, monotonic ns, ascending; before `until_ns`, where that is not the end."""
+
+    def take(self, replay: Replay) -> None:
+        """It is one of them."""
 
 
 def moment_options(command: Command) -> Command:
+    """`--at`, `--peak`, `--at-cleanup`, `--temporary`; the command takes `when: When`."""
+
+    def with_when(*, temporary: int | None, **others: Any) -> None:
+        when = others.pop("when")
+        command(when=replace(when, temporary=temporary), **others)
+
+    option = click.option(
+        "--temporary",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Instead of what is live: what was freed before its thread had made N further allocations.",
+    )
+    return plain_moment_options(_named(option(with_when), command))
+
+
+def plain_moment_options(command: Command) -> Command:
     """`--at`, `--peak`, `--at-cleanup`; the command takes `when: When`."""
 
     def with_when(*, at: float | None, peak: bool, at_cleanup: bool, **others: Any) -> None:
@@ -123,8 +192,36 @@ def filter_options(command: Command) -> Command:
     return _named(with_filters, command)
 
 
-recording_argument = click.argument("recording", type=click.Path(path_type=Path), metavar="FILE")
-"""The recording, as a path."""
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A recording that was named, and where the files of its program are looked for."""
+
+    path: Path
+    symbol_path: tuple[Path, ...] = ()
+
+    def open(self, path: Path | None = None) -> Recording:
+        """The recording, or another one whose files are in the same places. Raises NoRecording, DamagedRecording."""
+        return Recording(path or self.path, Sources(self.symbol_path, ask_debuginfod=True))
+
+
+symbol_path_option = click.option(
+    "--symbol-path",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    multiple=True,
+    metavar="DIR",
+    help="Where files of the program, or their debug files, are too: those whose build-id was recorded are used.",
+)
+
+
+def recording_argument(command: Command) -> Command:
+    """The recording FILE and `--symbol-path`; the command takes `recording: Source`."""
+
+    def with_recording(*, recording: Path, symbol_path: tuple[Path, ...], **others: Any) -> None:
+        command(recording=Source(recording, symbol_path), **others)
+
+    argument = click.argument("recording", type=click.Path(path_type=Path), metavar="FILE")
+    return _named(argument(symbol_path_option(with_recording)), command)
+
 
 source_root_option = click.option(
     "--source-root",

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +17,10 @@ from prompt_toolkit.completion import NestedCompleter, PathCompleter
 from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.patch_stdout import patch_stdout
 
-from frida_rtetrack.errors import BadUsage, RtetrackError
-from frida_rtetrack.reporters import text
+from frida_rtetrack.errors import BadUsage, NotLive, RtetrackError
+from frida_rtetrack.reporters import recorded, text
 from frida_rtetrack.reporters.colour import painted
+from frida_rtetrack.reports.leaks import Suppression
 from frida_rtetrack.symbols.visible import visible
 from frida_rtetrack.tracking.map import Block, Freed
 
@@ -72,8 +73,10 @@ class Prompt:
         *,
         spawned: bool,
         on_interrupt: Callable[[], None],
+        suppressions: Sequence[Suppression] = (),
     ) -> None:
-        """`terminal`: the spawned program's, to type into; `on_interrupt`: what Ctrl-C does."""
+        """`terminal`: the spawned program's, to type into; `on_interrupt`: what Ctrl-C does; `suppressions`: of `leaks`."""
+        self._suppressions = suppressions
         self._host = host
         self._reporter = reporter
         self._terminal = terminal
@@ -186,8 +189,14 @@ class Prompt:
         yield f"{text.count(blocks, 'live allocation')} written to {path}"
 
     def _stats(self, words: list[str]) -> Iterator[str]:
-        """stats                  figures: live, peak, totals, rates, by type and socket, lost, bad frees"""
+        """stats                  figures: live, peak, totals, rates, by type and socket, lost, bad frees; how free memory is cut up"""
         yield from text.stats(self._host.stats())
+        with contextlib.suppress(NotLive):
+            yield "DPDK's free memory"
+            yield from recorded.heaps(self._host.free_space())
+        for space in self._host.free_space_at_failures[-1:]:
+            yield f"when an allocation of {text.size(space.failed_bytes or 0)} had failed last"
+            yield from recorded.heaps(space)
 
     def _top(self, words: list[str]) -> Iterator[str]:
         """top [N] [bytes|blocks|oldest]   the N largest (or oldest) call sites of what is live (10 by bytes)"""
@@ -262,9 +271,9 @@ class Prompt:
         yield f"{text.count(len(found), 'pointer')} found." if found else "Nothing was found that points to it."
 
     def _leaks(self, words: list[str]) -> Iterator[str]:
-        """leaks [N]              what nothing points to any more: the N largest call sites (10)"""
+        """leaks [N]              what nobody will free: lost, growing, still held; the N largest call sites of each (10)"""
         number = _number(words[0], "leaks takes a number.") if words else 10
-        yield from text.lost(self._host.leaks(), number)
+        yield from recorded.leak_report(self._host.leak_report(self._suppressions), number)
 
     def _verify(self, words: list[str]) -> Iterator[str]:
         """verify                 compare the live set with DPDK's own list of busy blocks, at one moment"""

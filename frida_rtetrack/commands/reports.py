@@ -5,29 +5,46 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 
-from frida_rtetrack.commands.moments import When, filter_options, moment_options, recording_argument, source_root_option
+from frida_rtetrack.commands.moments import (
+    Source,
+    When,
+    filter_options,
+    moment_options,
+    plain_moment_options,
+    recording_argument,
+    source_root_option,
+    symbol_path_option,
+)
+from frida_rtetrack.errors import BadUsage, NotRecorded
+from frida_rtetrack.recording import series
 from frida_rtetrack.recording.reader import Recording
 from frida_rtetrack.recording.replay import Replay
 from frida_rtetrack.reporters import outfile, recorded, sarif, streams, text
 from frida_rtetrack.reporters.colour import painted
-from frida_rtetrack.reports import growth, summary
+from frida_rtetrack.reports import dumped, growth, summary
 from frida_rtetrack.reports.difference import difference
-from frida_rtetrack.reports.leakcheck import growing_json
+from frida_rtetrack.reports.dump import is_dump
+from frida_rtetrack.reports.freespace import FreeSpace, free_space_json
+from frida_rtetrack.reports.gate import read_suppressions
+from frida_rtetrack.reports.leaks import leak_report, leak_report_json
+from frida_rtetrack.reports.lost import LostFinding
 from frida_rtetrack.reports.moment import Filters, Moment
 from frida_rtetrack.reports.profile import Profile, profile
+from frida_rtetrack.reports.temporary import blocks_of
 from frida_rtetrack.reports.tree import Node, tree
 from frida_rtetrack.reports.usage import UsageCounter
+from frida_rtetrack.stream.events import EventBatch, Times
 from frida_rtetrack.symbols.symbolizer import frame_json
 from frida_rtetrack.symbols.visible import visible
-from frida_rtetrack.tracking.eal import allocated_in
 
 Option = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -54,17 +71,23 @@ def _tell(lines: Iterable[str], document: Callable[[], dict[str, Any]], *, as_js
 
 def say_what_is_missing(recording: Recording) -> None:
     """On standard error: a report is of what there is."""
+    about = recording.about
+    notes = list(recording.sources.notes)
     if recording.damage is not None:
-        streams.write(sys.stderr, visible(f"rtetrack-frida: {recording.path} is damaged. {recording.damage}") + "\n")
-    elif not recording.about.ended:
-        streams.write(
-            sys.stderr,
-            visible(f"rtetrack-frida: {recording.path} was not ended in order: what came last may be missing.") + "\n",
-        )
+        notes.append(f"{recording.path} is damaged. {recording.damage}")
+    elif about.ended and about.stopped is not None:
+        until_ns = about.until_ns or recording.span_ns()[1]
+        seconds = text.duration(about.started.seconds_until(until_ns))
+        notes.append(f"{recording.path} ends {seconds} after the start, before the session did: {about.stopped}.")
+    elif not about.ended:
+        why = "" if about.stopped is None else f" ({about.stopped})"
+        notes.append(f"{recording.path} was not ended in order{why}: what came last may be missing.")
+    for note in notes:
+        streams.write(sys.stderr, visible(f"rtetrack-frida: {note}") + "\n")
 
 
 @click.command("summary")
-@moment_options
+@plain_moment_options
 @click.option(
     "--sarif", "sarif_path", type=click.Path(path_type=Path), metavar="FILE", help="Write it as SARIF 2.1.0, too."
 )
@@ -73,7 +96,7 @@ def say_what_is_missing(recording: Recording) -> None:
 @recording_argument
 def show_summary(
     *,
-    recording: Path,
+    recording: Source,
     when: When,
     sarif_path: Path | None,
     source_root: Path | None,
@@ -82,7 +105,7 @@ def show_summary(
     output: Path | None,
 ) -> None:
     """What the recorded session said at its end, or would have said at another moment."""
-    with Recording(recording) as opened:
+    with recording.open() as opened:
         found = when.replay(opened).summary()
         if sarif_path is not None:
             with outfile.whole(sarif_path) as file:
@@ -100,20 +123,23 @@ def show_summary(
 @_output_options
 @recording_argument
 def show_table(
-    *, recording: Path, when: When, filters: Filters, by: str, limit: int, as_json: bool, output: Path | None
+    *, recording: Source, when: When, filters: Filters, by: str, limit: int, as_json: bool, output: Path | None
 ) -> None:
-    """The live blocks by call site, a line each."""
-    with Recording(recording) as opened:
-        _, moment = when.moment(opened)
+    """The live blocks by call site, a line each: bytes, share, blocks, the largest, how often it allocated until then."""
+    with recording.open() as opened:
+        replay, moment = when.moment(opened)
         moment = moment.only(filters)
         distinct = int(np.unique(moment.rows["stack"]).size)
         sites = summary.call_sites(moment.rows, moment.names, max(distinct, 1) if as_json else limit, by)
         total = int(moment.rows["size_bytes"].sum())
 
         def document() -> dict[str, Any]:
-            return {**_moment_json(moment), "call_sites": [summary.call_site_json(site) for site in sites]}
+            rows = [
+                {**summary.call_site_json(site), "allocations": replay.often.of(site.stack_number)} for site in sites
+            ]
+            return {**_moment_json(moment), "call_sites": rows}
 
-        lines = [recorded.moment(moment), *recorded.table(sites, total, distinct)]
+        lines = [recorded.moment(moment), *recorded.table(sites, total, distinct, replay.often.of)]
         _tell(lines, document, as_json=as_json, output=output)
         say_what_is_missing(opened)
 
@@ -132,10 +158,10 @@ def show_table(
 @_output_options
 @recording_argument
 def show_tree(
-    *, recording: Path, when: When, filters: Filters, min_share: float, limit: int, as_json: bool, output: Path | None
+    *, recording: Source, when: When, filters: Filters, min_share: float, limit: int, as_json: bool, output: Path | None
 ) -> None:
     """The live blocks as a tree of calls, from where threads begin down to who allocated."""
-    with Recording(recording) as opened:
+    with recording.open() as opened:
         _, moment = when.moment(opened)
         moment = moment.only(filters)
         root = tree(profile(moment.rows, moment.names))
@@ -145,60 +171,107 @@ def show_tree(
 
 
 @click.command("leaks")
+@plain_moment_options
 @filter_options
+@click.option(
+    "--suppressions",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What is left out and counted: lines leak:FUNCTION.",
+)
 @_output_options
 @recording_argument
-def show_leaks(*, recording: Path, filters: Filters, limit: int, as_json: bool, output: Path | None) -> None:
-    """What nobody freed, best evidence first.
+def show_leaks(
+    *,
+    recording: Source,
+    when: When,
+    filters: Filters,
+    suppressions: Path | None,
+    limit: int,
+    as_json: bool,
+    output: Path | None,
+) -> None:
+    """What nobody will free, best evidence first.
 
-    Not freed when the program called rte_eal_cleanup; growing: call sites with ever more live blocks; still held: the
-    rest of what is live at the end. EAL's own is left out. What is lost, since nothing points to it any more, is
-    judged on the running program: `leaks` at the prompt.
+    Lost: nothing pointed to it when the running program was last asked (`leaks` at the prompt); not freed when the
+    program called rte_eal_cleanup; growing: call sites with ever more live blocks; still held: the rest of what is
+    live. EAL's own is left out.
     """
-    with Recording(recording) as opened:
-        replay, curves = _with_curves(opened)
-        names, ranges = replay.names, replay.heap.eal.init_ranges
-        moment = replay.moment().only(filters)
-        growing = [] if filters != Filters() else curves.growing(names)
-        own = moment.rows[~allocated_in(moment.rows, ranges)]
-        at_cleanup = replay.heap.eal.at_cleanup
-        left = (
-            None
-            if at_cleanup is None
-            else summary.leaks(filters.apply(at_cleanup, names, replay.now_ns), ranges, names)
+    named = [] if suppressions is None else read_suppressions(suppressions)
+    with recording.open() as opened:
+        curves = _Curves()
+        replay, moment = when.moment(opened, along=None if opened.is_aggregated else curves)
+        names, eal = replay.names, replay.heap.eal
+        until_ns = moment.at_ns
+        grown = series.curves(opened, until_ns) if opened.is_aggregated else curves.found
+        until = when.until_ns(opened, until_ns)
+        judged = [finding for finding in opened.findings(LostFinding) if finding.at_ns <= until]
+        found = leak_report(
+            moment.rows,
+            names,
+            eal.init_ranges,
+            at_cleanup=eal.at_cleanup,
+            judged=judged[-1] if judged else None,
+            growing=[] if filters != Filters() else grown.growing(names),
+            suppressions=named,
+            passes=lambda rows: filters.apply(rows, names, until_ns),
         )
-        stacks = [site.stack for site in growing]
-        sites = [site for site in summary.call_sites(own, names, max(own.size, 1)) if site.stack not in stacks]
-
-        def document() -> dict[str, Any]:
-            return {
-                **_moment_json(moment),
-                "at_cleanup": left and {"blocks": left.blocks, "bytes": left.size_bytes, "eal": {"blocks": left.eal_blocks, "bytes": left.eal_bytes},
-                                        "call_sites": [summary.call_site_json(site) for site in left.call_sites]},
-                "growing": [growing_json(site) for site in growing],
-                "still_held": [summary.call_site_json(site) for site in sites],
-            }  # fmt: skip
-
-        lines = [recorded.moment(moment)]
-        if left is not None:
-            lines += text.leaks(left)
-        lines += [*text.growing(growing, limit), *recorded.held(sites, limit)]
-        _tell(lines, document, as_json=as_json, output=output)
+        lines = [recorded.moment(moment.only(filters))]
+        if found.lost is not None:
+            seconds = moment.run.start.seconds_until(found.lost.at_ns)
+            lines.append(f"Looked at {text.duration(seconds)} after the start:")
+        lines += recorded.leak_report(found, limit)
+        if not judged:
+            lines.append("What is lost was not looked for while the program ran (`leaks` at the prompt does).")
+        _tell(
+            lines,
+            lambda: {**_moment_json(moment.only(filters)), **leak_report_json(found)},
+            as_json=as_json,
+            output=output,
+        )
         say_what_is_missing(opened)
 
 
 @click.command("stats")
+@plain_moment_options
+@filter_options
 @_output_options
 @recording_argument
-def show_stats(*, recording: Path, limit: int, as_json: bool, output: Path | None) -> None:
-    """How the heap was used over the whole run: sizes, lifetimes, rates, by type, socket and thread."""
-    with Recording(recording) as opened:
-        counter = UsageCounter()
-        for _, events, times in opened.chunks():
-            counter.add(events, times)
-        found = counter.usage(Replay(opened).names)
-        _tell(recorded.usage(found, limit), lambda: dataclasses.asdict(found), as_json=as_json, output=output)
+def show_stats(
+    *, recording: Source, when: When, filters: Filters, limit: int, as_json: bool, output: Path | None
+) -> None:
+    """How the heap was used until the moment: sizes, lifetimes, rates, by type, socket and thread; and how DPDK's free memory is cut up."""
+    with recording.open() as opened:
+        at_ns, replay = when.ns(opened), Replay(opened)
+        found = _counted(replay, at_ns, filters).usage(replay.names)
+        until = when.until_ns(opened, at_ns)
+        spaces = [space for space in opened.findings(FreeSpace) if space.at_ns <= until]
+        lines = [*recorded.usage(found, limit), *recorded.free_space(spaces, replay.start)]
+
+        def document() -> dict[str, Any]:
+            return {
+                **dataclasses.asdict(found),
+                "free_space": [free_space_json(each, replay.start) for each in spaces],
+            }
+
+        _tell(lines, document, as_json=as_json, output=output)
         say_what_is_missing(opened)
+
+
+def _counted(replay: Replay, at_ns: int, filters: Filters) -> UsageCounter:
+    if replay.kept is not None:
+        if filters != Filters():
+            raise NotRecorded(f"{replay.recording.path} was recorded with --aggregate: its figures cannot be filtered.")
+        return UsageCounter.of(replay.kept.usage)
+
+    def passes(events: EventBatch, times: Times) -> NDArray[np.bool_]:
+        return filters.passes(blocks_of(events, times, 0), replay.names, at_ns)
+
+    counter = UsageCounter(None if filters == Filters() else passes)
+    for _, events, times in replay.recording.events():
+        until = int(np.searchsorted(times, at_ns, side="right"))
+        counter.add(events[:until], times[:until])
+    return counter
 
 
 @click.command("diff")
@@ -217,6 +290,7 @@ def show_stats(*, recording: Path, limit: int, as_json: bool, output: Path | Non
     help="The moment of the second (default: its end).",
 )
 @filter_options
+@symbol_path_option
 @_output_options
 @click.argument("before", type=click.Path(path_type=Path), metavar="FILE")
 @click.argument("after", type=click.Path(path_type=Path), metavar="[FILE]", required=False)
@@ -226,21 +300,26 @@ def show_diff(
     after: Path | None,
     from_seconds: float | None,
     to_seconds: float | None,
+    symbol_path: tuple[Path, ...],
     filters: Filters,
     limit: int,
     as_json: bool,
     output: Path | None,
 ) -> None:
-    """What grew and what shrank between two recordings, or between two moments of one (--from, --to), by call site."""
+    """What grew and what shrank between two recordings, two moments of one (--from, --to), or two dumps, by call site."""
     with ExitStack() as stack:
-        first = stack.enter_context(Recording(before))
-        second = first if after is None else stack.enter_context(Recording(after))
+        opened: dict[Path, Recording] = {}
+
+        def taken(path: Path, seconds: float | None) -> Profile:
+            if is_dump(path):
+                return _profile_of_dump(path, seconds, filters)
+            if path not in opened:
+                opened[path] = stack.enter_context(Source(path, symbol_path).open())
+            return _profile(opened[path], When(at_seconds=seconds), filters)
+
         profiles = [
-            _profile(opened, When(at_seconds=seconds), filters)
-            for opened, seconds in (
-                (first, from_seconds if after or from_seconds is not None else 0.0),
-                (second, to_seconds),
-            )
+            taken(before, from_seconds if after or from_seconds is not None else 0.0),
+            taken(after or before, to_seconds),
         ]
         found = difference(*profiles)
         _tell(
@@ -261,8 +340,14 @@ def show_diff(
             as_json=as_json,
             output=output,
         )
-        for opened in dict.fromkeys((first, second)):
-            say_what_is_missing(opened)
+        for each in opened.values():
+            say_what_is_missing(each)
+
+
+def _profile_of_dump(path: Path, seconds: float | None, filters: Filters) -> Profile:
+    if seconds is not None or filters != Filters():
+        raise BadUsage(f"{path} is a dump: it has one moment, and no blocks to filter.", "Record the session (-o).")
+    return dumped.profile(path)
 
 
 def _profile(opened: Recording, when: When, filters: Filters) -> Profile:
@@ -271,14 +356,18 @@ def _profile(opened: Recording, when: When, filters: Filters) -> Profile:
     return profile(moment.rows, moment.names)
 
 
-def _with_curves(opened: Recording) -> tuple[Replay, growth.Curves]:
-    """The whole session, with the live bytes of each call site on the way."""
-    replay, curves = Replay(opened), growth.Curves()
-    start, end = opened.span_ns()
-    replay.run(
-        stops_ns=growth.evenly(start, end), on_stop=lambda: curves.add(replay.now_ns, replay.heap.map.call_sites())
-    )
-    return replay, curves
+class _Curves:
+    """The live bytes of each call site from the first event to a moment."""
+
+    def __init__(self) -> None:
+        self.found = growth.Curves()
+
+    def stops(self, recording: Recording, until_ns: int | None) -> Sequence[int]:
+        first, last = recording.span_ns()
+        return growth.evenly(first, last if until_ns is None else max(min(last, until_ns), first))
+
+    def take(self, replay: Replay) -> None:
+        self.found.add(replay.now_ns, replay.heap.map.call_sites())
 
 
 def _moment_json(moment: Moment) -> dict[str, Any]:
@@ -287,6 +376,7 @@ def _moment_json(moment: Moment) -> dict[str, Any]:
         "host": moment.run.host,
         "started": moment.run.start.wall.isoformat(timespec="milliseconds"),
         "seconds": moment.seconds,
+        **({} if moment.temporary is None else {"temporary": moment.temporary}),
         "blocks": int(moment.rows.size),
         "bytes": int(np.sum(moment.rows["size_bytes"])),
     }

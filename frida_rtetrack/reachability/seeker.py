@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from frida_rtetrack.errors import BadUsage, NotLive, TargetEnded
 from frida_rtetrack.reachability.dpdk import page_tables
+from frida_rtetrack.reachability.elements import Chain, chains
 from frida_rtetrack.reachability.leaks import Judged, search
 from frida_rtetrack.reachability.memory import ProcessMemory, Ranges, as_ranges, common, without, writable_of
 from frida_rtetrack.reachability.scan import ADDRESS_MASK, NOWHERE, Blocks, Places, scan
@@ -34,7 +35,7 @@ class Referrer:
     """Where the pointer is; 0: in a register."""
     pid: int
     where: str
-    """`app+0x4040 (flow_table)`, `the stack of lcore-worker-1 (tid 12)`, `a block of type flow ..., at offset 16`, ..."""
+    """`app+0x4040 (flow_table)`, `the stack of lcore-worker-1 (tid 12), in frame 2, poll at app.c:40`, `a block of type flow ..., at offset 16`, ..."""
     offset: int
     """How far into the block it points (bytes)."""
 
@@ -80,24 +81,41 @@ class Seeker:
             pointers, _ = scan(blocks, places, freed_counts=not self._tracking.complete)
             pids = {place.number: place.pid for place in places}
             self._group.refresh_spaces()
+            stopped = {target.pid: registers.read(target.pid, frames=True) for target in self._tracked()}
             mine = np.flatnonzero(pointers.target == index)[:MOST_REFERRERS].tolist()
             found = [
                 Referrer(
                     at := int(pointers.at[i]),
-                    pids[int(pointers.process[i])],
-                    self._describe(at, int(pointers.process[i]), blocks, int(pointers.source[i])),
+                    pid := pids[int(pointers.process[i])],
+                    self._describe(at, int(pointers.process[i]), blocks, int(pointers.source[i]), stopped.get(pid)),
                     int(pointers.offset[i]),
                 )
                 for i in mine
             ]
-            return found + self._in_registers(int(blocks.starts[index]), int(blocks.ends[index]))
+            return found + self._in_registers(int(blocks.starts[index]), int(blocks.ends[index]), stopped)
 
-    def _in_registers(self, start: int, end: int) -> list[Referrer]:
+    def heaps(self) -> tuple[list[tuple[Chain, int]], bool]:
+        """DPDK's heaps with their NUMA sockets; and whether each could be followed to its end. Raises NotLive."""
+        self._check_heap()
+        target = next(iter(self._tracked()), None)
+        if target is None:
+            raise NotLive("The program is not being tracked any more: its heap cannot be looked at.")
+        regions = tuple(target.space.heap_regions)
+        addresses = self._tracking.live_set().addresses
+        blocks = []
+        for region in regions:
+            inside = addresses[(addresses >= region.base) & (addresses < region.base + region.size_bytes)]
+            blocks += [int(inside.min())] if inside.size else []
+        with ProcessMemory(target.pid) as memory:
+            found, whole = chains(memory, blocks, [region.base for region in regions])
+        return [(chain, socket) for chain in found if (socket := target.space.socket(chain.first)) is not None], whole
+
+    def _in_registers(self, start: int, end: int, stopped: Mapping[int, Registers]) -> list[Referrer]:
         mask = int(ADDRESS_MASK)
         return [
-            Referrer(0, target.pid, f"a register of thread {tid}", (word & mask) - start)
-            for target in self._tracked()
-            for tid, words in registers.read(target.pid).words.items()
+            Referrer(0, pid, f"a register of thread {tid}", (word & mask) - start)
+            for pid, seen in stopped.items()
+            for tid, words in seen.words.items()
             for word in dict.fromkeys(words)
             if start <= word & mask < end
         ]
@@ -114,10 +132,14 @@ class Seeker:
         found = [*let_go, *process.sharing_the_heap(tracked), *self._group.offspring.living_pids()]
         return [pid for pid in dict.fromkeys(found) if pid not in tracked]
 
-    def _places(self) -> list[Places]:
+    def _check_heap(self) -> None:
         tracked = self._tracked()
         if tracked and all(target.cleaned_up for target in tracked):
             raise NotLive("The program has called rte_eal_cleanup: DPDK's heap is gone.", "Ask before it does.")
+
+    def _places(self) -> list[Places]:
+        self._check_heap()
+        tracked = self._tracked()
         found = [place for target in tracked if (place := self._place(target)) is not None]
         if not found:
             raise NotLive("The program is not being tracked any more: nobody's memory can be looked into.")
@@ -147,7 +169,7 @@ class Seeker:
 
     # ---- in words
 
-    def _describe(self, at: int, process: int, blocks: Blocks, source: int) -> str:
+    def _describe(self, at: int, process: int, blocks: Blocks, source: int, seen: Registers | None) -> str:
         if source != NOWHERE:
             row = blocks.rows[source]
             label = self._names.label_text(int(row["label"]), baseline=bool(row["baseline"]))
@@ -158,10 +180,18 @@ class Seeker:
         target = next((target for target in self._group.targets if target.number == process), None)
         if target is None:
             return "another process's memory"
+        found = None if seen is None else seen.frame_at(at)
+        call = "" if found is None else f", in frame {found[1]}, {self._call(*found[1:], process)}"
         thread = self._names.thread_of_stack(at, process)
         if thread is not None:
-            return f"the stack of {thread.name} (tid {thread.tid})"
+            return f"the stack of {thread.name} (tid {thread.tid}){call}"
+        if found is not None:
+            return f"the stack of thread {found[0]}{call}"
         return self._names.variable_at(at, process) or target.space.describe(at).removeprefix("in ").removeprefix("on ")
+
+    def _call(self, number: int, address: int, process: int) -> str:
+        """`main at app.c:12`; the innermost call has no return address yet."""
+        return self._names.code_at(address if number else address + 1, process)
 
 
 def _ranges(told: Sequence[tuple[str, int]]) -> Ranges:

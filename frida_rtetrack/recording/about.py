@@ -42,5 +42,11 @@ class About:
     leak_check: LeakCheck | None = None
     damage: str | None = None
     """What was wrong in the session memory."""
+    aggregate_seconds: float | None = None
+    """Not None: it has no events, but a series with a moment each so many seconds, and what was live at the end."""
+    until_ns: int | None = None
+    """When it ended, monotonic ns; of an aggregated one, when what is live was written. None where it was not ended in order."""
+    stopped: str | None = None
+    """Why it ended before the session did."""
     ended: bool = False
     """Whether the recording was ended in order."""

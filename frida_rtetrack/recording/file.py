@@ -12,11 +12,13 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import zstandard
 
 from frida_rtetrack.errors import BadUsage
+from frida_rtetrack.recording import findings
 from frida_rtetrack.recording.columns import COLUMNS, columns_of
+from frida_rtetrack.recording.findings import Finding
 from frida_rtetrack.recording.schema import APPLICATION_ID, FORMAT_VERSION, PAGE_BYTES, TABLES
+from frida_rtetrack.reports.history import Site
 from frida_rtetrack.stream.events import EventBatch, Times
 from frida_rtetrack.stream.ring import StackRecord
 from frida_rtetrack.symbols.names import Stack
@@ -27,6 +29,8 @@ from frida_rtetrack.tracking.map import MapState
 
 _CACHE_KIB = 8192
 _I64 = 1 << 63
+LEAST_MAX_BYTES = 1 << 20
+"""The smallest size that a recording may be limited to."""
 
 
 def signed(number: int) -> int:
@@ -59,6 +63,14 @@ def check(path: Path, *, force: bool) -> None:
         )
     if not os.access(folder, os.W_OK):
         raise BadUsage(f"The recording cannot be written: no permission for {folder}.", "Give another path.")
+
+
+def check_limit(max_bytes: int | None) -> None:
+    """Raises BadUsage where no recording can keep to that."""
+    if max_bytes is not None and max_bytes < LEAST_MAX_BYTES:
+        raise BadUsage(
+            f"A recording cannot keep to {max_bytes:,} bytes.", f"Give --max-size {LEAST_MAX_BYTES >> 20}M or more."
+        )
 
 
 def create(path: Path, *, force: bool) -> None:
@@ -107,6 +119,25 @@ class RecordingFile:
         if self._database.in_transaction:
             self._database.execute("COMMIT")
 
+    def rollback(self) -> None:
+        """What was written since the last commit is not there."""
+        if self._database.in_transaction:
+            self._database.execute("ROLLBACK")
+        self._frames.clear()
+
+    def size_bytes(self) -> int:
+        """Of all that was written, committed or not."""
+        (pages,) = self._database.execute("PRAGMA page_count").fetchone()
+        return int(pages) * PAGE_BYTES
+
+    def limit(self, size_bytes: int) -> None:
+        """What would make it larger than that is an sqlite3.Error."""
+        self._database.execute(f"PRAGMA max_page_count = {max(size_bytes // PAGE_BYTES, 1)}")
+
+    def stacks(self) -> list[int]:
+        """The numbers of the stacks that are in it."""
+        return [int(number) for (number,) in self._database.execute("SELECT number FROM stacks")]
+
     def close(self) -> None:
         """Commits nothing."""
         self._database.close()
@@ -121,11 +152,25 @@ class RecordingFile:
         """What is known of the session as a whole, each as JSON."""
         self._insert("about", [(key, as_json(value)) for key, value in values.items()])
 
-    def beginning(self, state: MapState) -> None:
-        """The heap as it was when the recording began, later than the session."""
+    def beginning(self, state: MapState, live: bytes) -> None:
+        """The heap as it was when the recording began, later than the session; or the last that is known of it.
+
+        `live`: its live blocks as aggregate.pack_rows has them.
+        """
         told = msgspec.to_builtins(state.resizes), state.events, state.totals, state.peak, state.complete
-        live = zstandard.ZstdCompressor(level=1, write_checksum=True).compress(state.live.tobytes())
-        self._insert("beginning", [(None, msgspec.msgpack.encode(told), live)])
+        self._insert("beginning", [(1, msgspec.msgpack.encode(told), live)])
+
+    def aggregate(self, usage: bytes, allocations: bytes, cleanup: bytes | None) -> None:
+        """How the heap was used until now; in the place of what was known before."""
+        self._insert("aggregate", [(1, usage, allocations, cleanup)])
+
+    def sites(self, new: Iterable[tuple[int, Site]]) -> None:
+        """What the numbers in the series stand for."""
+        self._insert("sites", [(number, site.stack, site.type, site.thread) for number, site in new])
+
+    def series(self, at_ns: int, changed: tuple[int, bytes, bytes, bytes] | None) -> None:
+        """The next moment of the series; None: no site holds anything else than before."""
+        self._insert("series", [(None, at_ns, *(changed or (0, None, None, None)))])
 
     def chunk(self, first: int, events: EventBatch, times: Times) -> None:
         """The events (n,), n > 0, the first of which is event number `first` of the recording."""
@@ -214,6 +259,10 @@ class RecordingFile:
     def bad_free(self, report: BadFreeReport) -> None:
         """A finding as it was judged."""
         self._insert("bad_frees", [(report.number, as_json(report))])
+
+    def finding(self, finding: Finding) -> None:
+        """Another one."""
+        self._insert("findings", [(None, findings.kind_of(type(finding)), finding.at_ns, findings.pack(finding))])
 
 
 def _signed(number: int | None) -> int | None:

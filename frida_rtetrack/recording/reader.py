@@ -12,26 +12,31 @@ import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import msgspec
 import numpy as np
-import zstandard
 
-from frida_rtetrack.errors import DamagedRecording, NoRecording
+from frida_rtetrack.errors import DamagedRecording, NoRecording, NotRecorded
 from frida_rtetrack.progress import following
+from frida_rtetrack.recording import aggregate, findings
 from frida_rtetrack.recording.about import About
+from frida_rtetrack.recording.blocks import unpack_rows
 from frida_rtetrack.recording.columns import COLUMNS, events_of
 from frida_rtetrack.recording.file import unsigned
 from frida_rtetrack.recording.schema import APPLICATION_ID, FORMAT_VERSION
+from frida_rtetrack.reports.history import Held, Site
 from frida_rtetrack.stream.events import MAX_PROCESSES, MAX_THREADS, EventBatch, StackEnd, Times, possible
 from frida_rtetrack.stream.ring import ModuleRecord, StackRecord, ThreadRecord
+from frida_rtetrack.symbols.sources import Sources
 from frida_rtetrack.symbols.symbolizer import Frame
 from frida_rtetrack.tracking.amendments import Amendment
 from frida_rtetrack.tracking.badfree import BadFreeReport
-from frida_rtetrack.tracking.map import BLOCK_DTYPE, MapState, Peak, Totals
+from frida_rtetrack.tracking.map import MapState, Peak, Totals
 from frida_rtetrack.tracking.rules import Resize
+
+Some = TypeVar("Some", bound=findings.Finding)
 
 EVENTS_IN_A_CHUNK = 1 << 20
 """At most; more is no chunk of ours."""
@@ -44,9 +49,10 @@ _MAGIC = b"SQLite format 3\0"
 class Recording:
     """The recording at `path`. Use it as a context manager; safe to use from any thread."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises NoRecording, DamagedRecording."""
+    def __init__(self, path: Path, sources: Sources | None = None) -> None:
+        """`sources`: where files of its program are looked for. Raises NoRecording, DamagedRecording."""
         self.path = path
+        self.sources = sources or Sources()
         self.damage: str | None = _check_header(path)
         """What of it could not be read so far."""
         self._lock = threading.RLock()
@@ -73,11 +79,29 @@ class Recording:
     def __exit__(self, *_: object) -> None:
         self._database.close()
 
+    @property
+    def is_aggregated(self) -> bool:
+        """Whether it has a series and what was live at the end, and no events."""
+        return self.about.aggregate_seconds is not None
+
     # ---- what happened
+
+    def events(self) -> Iterator[tuple[int, EventBatch, Times]]:
+        """As `chunks`. Raises NotRecorded where it has none."""
+        if self.is_aggregated:
+            raise NotRecorded(f"{self.path} has no events: it was recorded with --aggregate.")
+        return self.chunks()
 
     def chunks(self) -> Iterator[tuple[int, EventBatch, Times]]:
         """(number of the first event, events (n,), times (n,)), in order, up to the first that is damaged."""
-        yield from following("reading the recording", self._chunks(), self.about.events, lambda chunk: len(chunk[1]))
+        until_ns = self.about.until_ns
+        told = following("reading the recording", self._chunks(), self.about.events, lambda chunk: len(chunk[1]))
+        for first, events, times in told:
+            within = len(events) if until_ns is None else int(np.searchsorted(times, until_ns, side="right"))
+            if within:
+                yield first, events[:within], times[:within]
+            if within < len(events):
+                return
 
     def _chunks(self) -> Iterator[tuple[int, EventBatch, Times]]:
         number, position, last_ns = 0, 0, 0
@@ -107,13 +131,20 @@ class Recording:
     def span_ns(self) -> tuple[int, int]:
         """The times of the first event and of the last, as far as is known without reading them; 0, 0 where there is none."""
         try:
-            first, last = self._all("SELECT min(start_ns), max(end_ns) FROM chunks")[0]
-            return int(first or 0), max(int(last or 0), int(first or 0))
+            of = (
+                "min(at_ns), max(at_ns) FROM series" if self.is_aggregated else "min(start_ns), max(end_ns) FROM chunks"
+            )
+            first, last = self._all(f"SELECT {of}")[0]
+            last = min(int(last or 0), self.about.until_ns or 1 << 63)
+            return int(first or 0), max(last, int(first or 0))
         except (sqlite3.Error, TypeError, ValueError):
             return 0, 0
 
     def beginning(self) -> MapState | None:
-        """The heap as it was when the recording began; None where that was with the session. Raises DamagedRecording."""
+        """The heap as it was when the recording began; None where that was with the session. Raises DamagedRecording.
+
+        Of an aggregated one: as it was when that was last written.
+        """
         try:
             rows = self._all("SELECT state, live FROM beginning")
             if not rows:
@@ -121,10 +152,37 @@ class Recording:
             resizes, events, totals, peak, complete = msgspec.msgpack.decode(
                 rows[0][0], type=tuple[dict[int, Resize], int, Totals, Peak, bool]
             )
-            raw = zstandard.ZstdDecompressor().decompress(rows[0][1])
-            return MapState(np.frombuffer(raw, BLOCK_DTYPE).copy(), events, totals, peak, complete, resizes)
-        except (sqlite3.Error, ValueError, TypeError, zstandard.ZstdError, MemoryError) as error:
+            return MapState(unpack_rows(rows[0][1]), events, totals, peak, complete, resizes)
+        except (sqlite3.Error, ValueError, TypeError, MemoryError, DamagedRecording) as error:
             raise self._damaged(error) from None
+
+    def kept(self) -> aggregate.Kept | None:
+        """What an aggregated recording has of the events besides; None where nothing was written yet."""
+        try:
+            rows = self._all("SELECT usage, allocations, cleanup FROM aggregate WHERE id = 1")
+            return aggregate.kept(*rows[0]) if rows else None
+        except (sqlite3.Error, DamagedRecording) as error:
+            self.damage = f"How the heap was used cannot be read: {error}"
+            return None
+
+    def series(self) -> Iterator[tuple[int, list[tuple[Site, Held]]]]:
+        """(monotonic ns, what the sites that changed hold more than before) of each moment of the series, in order."""
+        try:
+            sites = {
+                int(number): Site(int(stack), int(kind), int(thread))
+                for number, stack, kind, thread in self._all("SELECT number, stack, type, thread FROM sites")
+            }
+            last_ns = 0
+            for at_ns, changed, *columns in self._all(
+                "SELECT at_ns, changed, site, blocks, bytes FROM series ORDER BY id"
+            ):
+                if at_ns < last_ns or not 0 <= changed <= len(sites):
+                    raise DamagedRecording("its moments do not follow each other.")
+                row = aggregate.series_row(changed, *columns) if changed else []
+                yield at_ns, [(sites[number], more) for number, more in row]
+                last_ns = at_ns
+        except (sqlite3.Error, KeyError, TypeError, ValueError, DamagedRecording) as error:
+            self.damage = f"The series cannot be read: {error}"
 
     def amendments(self) -> list[tuple[int, Amendment]]:
         """(position, amendment): what came before event number `position`, in order."""
@@ -155,6 +213,15 @@ class Recording:
         except (sqlite3.Error, ValueError, TypeError) as error:  # msgspec's are ValueErrors
             self.damage = f"A bad free cannot be read: {error}"
         return found
+
+    def findings(self, kind: type[Some]) -> list[Some]:
+        """The findings of that kind, in order."""
+        query = "SELECT finding FROM findings WHERE kind = ? ORDER BY id"
+        try:
+            return [findings.unpack(told, kind) for (told,) in self._all(query, findings.kind_of(kind))]
+        except (sqlite3.Error, TypeError, DamagedRecording) as error:
+            self.damage = f"What was found on the way cannot be read: {error}"
+            return []
 
     def processes(self) -> list[tuple[int, int, tuple[str, ...] | None]]:
         """(number, pid, argument list of a target or None for a forked child) of each process."""
@@ -249,6 +316,13 @@ class Recording:
         except (sqlite3.Error, TypeError) as error:
             self.damage = f"How a stack reads is damaged: {error}"
             return ()
+
+    def has_frames(self) -> bool:
+        """Whether stacks were looked up when it ended."""
+        try:
+            return bool(self._all("SELECT 1 FROM stack_frames LIMIT 1"))
+        except sqlite3.Error:
+            return False
 
     def _one(self, query: str, number: int) -> tuple[Any, ...] | None:
         try:

@@ -7,6 +7,7 @@ goes on.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import sqlite3
@@ -21,7 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frida_rtetrack.progress import following
+from frida_rtetrack.recording.aggregate import Aggregate, Sample
+from frida_rtetrack.recording.blocks import pack_rows
 from frida_rtetrack.recording.file import RecordingFile, create
+from frida_rtetrack.recording.findings import Finding
 from frida_rtetrack.stream.events import EventBatch, Times, threads
 from frida_rtetrack.stream.pump import Subscriber
 from frida_rtetrack.stream.ring import SessionMemory
@@ -36,6 +40,8 @@ CHUNK_EVENTS = 1 << 17
 COMMIT_SECONDS = 1.0
 SEALED_AT_MOST = 8
 """Chunks that wait to be written: 32 MiB of events."""
+_ROOM_BYTES, _ROOM_BYTES_A_STACK = 32 << 10, 300
+"""What a recording that is limited leaves for what it writes at its end."""
 
 
 class Processes(Protocol):
@@ -57,6 +63,8 @@ class _Piece:
     batches: list[EventBatch] = field(default_factory=list)
     times: list[Times] = field(default_factory=list)
     amendments: list[tuple[int, Amendment]] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    sample: Sample | None = None
     count: int = 0
 
 
@@ -94,9 +102,20 @@ class Recorder(Subscriber):
         *,
         on_problem: Callable[[str], None],
         force: bool = False,
+        aggregate_seconds: float | None = None,
+        max_bytes: int | None = None,
     ) -> None:
-        """Of the session whose parts these are, into a new file at `path`. Raises BadUsage where that cannot be made."""
+        """Of the session whose parts these are, into a new file at `path`. Raises BadUsage where that cannot be made.
+
+        `aggregate_seconds`: no events, but a series with a moment each so many seconds. `max_bytes`: it ends before the
+        file is larger.
+        """
         create(path, force=force)
+        self._aggregate = None if aggregate_seconds is None else Aggregate(aggregate_seconds)
+        self._aggregate_seconds = aggregate_seconds
+        self._max_bytes = max_bytes
+        self._start_ns = self._committed_ns = 0
+        self._until_ns: int | None = None
         self.path = path
         self.failed: str | None = None
         """Why it ended early."""
@@ -121,19 +140,24 @@ class Recorder(Subscriber):
         self._file = RecordingFile(path)
         self._thread = threading.Thread(target=self._write_all, name="record", daemon=True)
         self._finished = False
+        self._with_names = True
         self._state: Callable[[], dict[str, Any]] = dict
 
-    def begin(self, state: Callable[[], dict[str, Any]], **about: Any) -> None:
+    def begin(self, state: Callable[[], dict[str, Any]], *, names: bool = True, **about: Any) -> None:
         """Begins to write. To be called before anything is handed to it.
 
-        `about`: what is known of the session; `state()`: what changes of it, asked each time something is written.
+        `about`: what is known of the session; `state()`: what changes of it, asked each time something is written;
+        `names`: looks up how all stacks read where it ends before the session.
         """
+        self._with_names = names
         self._state = state
+        self._start_ns = self._committed_ns = about["started"].monotonic_ns
         if self._heap.map.events:
             self._begin_late()
-        self._tell(**about, begun_complete=self._heap.map.complete)
+        self._tell(**about, begun_complete=self._heap.map.complete, aggregate_seconds=self._aggregate_seconds)
         self._file.commit()
-        self._heap.map.on_amended = self._on_amended
+        if self._aggregate is None:
+            self._heap.map.on_amended = self._on_amended
         self._thread.start()
 
     def _begin_late(self) -> None:
@@ -141,7 +165,8 @@ class Recorder(Subscriber):
         heap = self._heap
         beginning = heap.map.state()
         live = beginning.live
-        self._file.beginning(beginning)
+        if self._aggregate is None:
+            self._file.beginning(beginning, pack_rows(live))
         self._leaves_before = len(heap.eal.last_leaves)
         self._tell(init_ranges=list(heap.eal.init_ranges), owner=heap.eal.owner.value)
         self._tell(cleaned_up=[target.number for target in self._processes.targets if target.cleaned_up])
@@ -172,12 +197,25 @@ class Recorder(Subscriber):
 
     def on_round(self) -> None:
         """Has what there is written, once a second."""
+        self._sample_if_due()
         if time.monotonic() - self._sealed_at >= COMMIT_SECONDS:
             self._seal()
 
     def on_end(self) -> None:
         """Has the rest written."""
         self._seal()
+
+    def _sample_if_due(self, *, last: bool = False) -> None:
+        if self._aggregate is not None and self.failed is None and (last or self._aggregate.due()):
+            sample = self._aggregate.sample(self._heap, last=last)
+            with self._lock:
+                self._piece.sample = sample
+            self._seal()
+
+    def note(self, finding: Finding) -> None:
+        """Keeps what was judged. To be called from any thread."""
+        with self._lock:
+            self._piece.findings.append(finding)
 
     def _on_amended(self, amendment: Amendment) -> None:
         with self._lock:
@@ -200,35 +238,89 @@ class Recorder(Subscriber):
             self._told |= new
 
     def _write_all(self) -> None:
+        written_ns = self._start_ns
         try:
             while (piece := self._queue.get()) is not None:
                 self._write(piece)
+                if self._is_full():
+                    self._end_at_largest()
+                    return
+                written_ns = max(written_ns, int(piece.times[-1][-1]) if piece.count else 0)
                 if time.monotonic() - self._committed_at >= COMMIT_SECONDS or self._queue.empty():
                     self._file.commit()
-                    self._committed_at = time.monotonic()
+                    self._committed_at, self._committed_ns = time.monotonic(), written_ns
             self._file.commit()
         except Exception as error:
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
         self.failed = str(error) if isinstance(error, sqlite3.Error | OSError) else repr(error)
-        while not self._queue.empty():  # the pump may wait for room
-            self._queue.get_nowait()
+        self._let_pump_go_on()
         self._on_problem(
             f"The recording {self.path} ended early: {self.failed}. What was recorded until then can be read; the tracking goes on."
         )
+        with contextlib.suppress(sqlite3.Error, OSError):  # what was not committed made room: a word may still fit
+            self._file.rollback()
+            self._file.about(stopped=self.failed)
+            self._file.commit()
+
+    def _let_pump_go_on(self) -> None:
+        """It may wait for room in the queue."""
+        while not self._queue.empty():
+            self._queue.get_nowait()
+
+    def _is_full(self) -> bool:
+        if self._max_bytes is None:
+            return False
+        room = _ROOM_BYTES + _ROOM_BYTES_A_STACK * len(self._file.stacks())
+        return self._file.size_bytes() > self._max_bytes - min(room, self._max_bytes // 2)
+
+    def _end_at_largest(self) -> None:
+        """At the last whole second that was written in full, or with the last look at the heap."""
+        self._file.rollback()
+        self.failed = "it has reached its largest size"
+        self._let_pump_go_on()
+        seconds = (self._committed_ns - self._start_ns) // 1_000_000_000
+        self._until_ns = self._start_ns + seconds * 1_000_000_000
+        where = f"it ends {seconds:,} s after the start" if self._aggregate is None else "it ends here"
+        self._on_problem(f"The recording {self.path} has reached --max-size: {where}; the tracking goes on.")
+        self._told.clear()
+        self._modules.clear()
+        self._targets.clear()
+        self._bad_frees = 0
+        self._write_end({"stopped": f"it had reached --max-size, {self._max_bytes:,} bytes"})
+        self._file.commit()
+        if self._with_names:
+            self._write_frames()
 
     def _write(self, piece: _Piece) -> None:
         for position, amendment in piece.amendments:
             self._file.amendment(position, amendment)
+        for finding in piece.findings:
+            self._file.finding(finding)
         if piece.count:
             events, times = np.concatenate(piece.batches), np.concatenate(piece.times)
             self._write_named(events)
-            for start in range(0, len(events), CHUNK_EVENTS):
+            if self._aggregate is not None:
+                self._aggregate.add(events, times)
+            for start in () if self._aggregate is not None else range(0, len(events), CHUNK_EVENTS):
                 part = slice(start, start + CHUNK_EVENTS)
                 self._file.chunk(piece.first + start, events[part], times[part])
-            self._tell(events=piece.first + piece.count)
+            if self._aggregate is None:
+                self._tell(events=piece.first + piece.count)
+        if piece.sample is not None:
+            self._write_sample(piece.sample)
         self._write_state()
+
+    def _write_sample(self, sample: Sample) -> None:
+        assert self._aggregate is not None
+        self._file.beginning(sample.state, self._aggregate.live(sample))
+        self._file.aggregate(*self._aggregate.kept(sample))
+        if sample.in_series:
+            new, changed = self._aggregate.changes(sample)
+            self._file.sites(new)
+            self._file.series(sample.at_ns, changed)
+        self._tell(until_ns=sample.at_ns, init_ranges=list(sample.init_ranges), owner=sample.owner.value)
 
     def _write_named(self, events: EventBatch) -> None:
         self._write_numbers(labels=events["label"], threads=threads(events), stacks=events["stack"])
@@ -258,7 +350,8 @@ class Recorder(Subscriber):
                 self._targets.add(target.number)
         reports = self._heap.bad_frees.reports[self._bad_frees :]
         for report in reports:
-            self._file.bad_free(report)
+            if self._until_ns is None or report.timestamp_ns <= self._until_ns:
+                self._file.bad_free(report)
         self._bad_frees += len(reports)
         self._tell(
             bad_frees_not_kept=self._heap.bad_frees.not_kept,
@@ -299,6 +392,7 @@ class Recorder(Subscriber):
         if self._finished:
             return
         self._finished = True
+        self._sample_if_due(last=True)
         self._heap.map.on_amended = lambda amendment: None
         if self.failed is None:
             self._seal()
@@ -310,7 +404,6 @@ class Recorder(Subscriber):
                 self._file.commit()
                 if names:
                     self._write_frames()
-                    self._file.commit()
         except Exception as error:
             self._give_up(error)
         self._file.close()
@@ -322,11 +415,23 @@ class Recorder(Subscriber):
             record = self._memory.thread(number)
             self._file.thread(number, record.process, record.tid, self._names.thread(number).name)
             self._file.process_if_new(record.process, self._processes.pid_of(record.process))
+        if self._aggregate is None:
+            self._tell(until_ns=self._until_ns or time.monotonic_ns())
         self._tell(**about, damage=str(self._memory.damage) if self._memory.damage.found else None, ended=True)
 
     def _write_frames(self) -> None:
-        numbers = self._stacks.all()
-        for number in following("looking names up", numbers, len(numbers)):
-            stack = self._names.stack(number)
-            if stack is not None:
-                self._file.frames(number, stack)
+        """How the stacks that are in it read; where it is limited and they do not fit, that is left to the reader."""
+        if self._max_bytes is not None:
+            self._file.limit(self._max_bytes)
+        try:
+            numbers = self._file.stacks()
+            for number in following("looking names up", numbers, len(numbers)):
+                stack = self._names.stack(number)
+                if stack is not None:
+                    self._file.frames(number, stack)
+            self._file.commit()
+        except sqlite3.OperationalError as error:
+            if self._max_bytes is None or error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                raise
+            self._file.rollback()
+            self._on_problem("The names did not fit into --max-size: they are looked up when the recording is read.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,13 +11,15 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from frida_rtetrack.errors import NotLive
+from frida_rtetrack.errors import NotLive, NotRecorded
 from frida_rtetrack.recording.reader import Recording
 from frida_rtetrack.reports.leakcheck import LeakCheck
 from frida_rtetrack.reports.moment import Moment, Run
+from frida_rtetrack.reports.often import Often
 from frida_rtetrack.reports.summary import Summary, summarize
 from frida_rtetrack.stream.events import SIZE_BITS, EventBatch, Kind, Times, threads
 from frida_rtetrack.symbols.names import Names, Stack
+from frida_rtetrack.symbols.symbolizer import Frame
 from frida_rtetrack.target.addressspace import AddressSpace
 from frida_rtetrack.tracking.badfreelog import BadFrees
 from frida_rtetrack.tracking.eal import EalLife
@@ -26,12 +29,17 @@ from frida_rtetrack.tracking.trackedheap import TrackedHeap
 
 
 class RecordedNames(Names):
-    """The names of a recorded session: as they were looked up when it ended, or else from the files of this machine."""
+    """The names of a recorded session: as they were looked up when it ended, or else from the files of this machine.
+
+    Where the recording's sources name directories, what is in them is added to what was looked up.
+    """
 
     def __init__(self, recording: Recording) -> None:
         """Of `recording`."""
-        super().__init__(recording, lambda pid, tid: None)
+        super().__init__(recording, lambda pid, tid: None, sources=recording.sources)
         self._recording = recording
+        if recording.has_frames():
+            recording.sources.ask_debuginfod = False
 
     def stack(self, number: int) -> Stack | None:
         """See Names."""
@@ -40,12 +48,27 @@ class RecordedNames(Names):
         frames = self._recording.frames(number)
         if not frames:
             return super().stack(number)
+        if self._recording.sources.directories and any(frame.module and not frame.line for frame in frames):
+            looked_up = super().stack(number)
+            frames = frames if looked_up is None else _best_of(frames, looked_up.frames)
         with self._lock:
             self._remember(number, Stack(frames, self.why_cut(number)))
             return self._stacks[number]
 
     def _root(self, process: int) -> str:
         return "/"
+
+
+def _best_of(recorded: tuple[Frame, ...], looked_up: tuple[Frame, ...]) -> tuple[Frame, ...]:
+    """For each address, which gives some frames in a row, those that say more."""
+    runs = [
+        [list(run) for _, run in itertools.groupby(frames, lambda frame: frame.address)]
+        for frames in (recorded, looked_up)
+    ]
+    if [run[0].address for run in runs[0]] != [run[0].address for run in runs[1]]:
+        return recorded
+    best = (max(pair, key=lambda run: (bool(run[-1].function), bool(run[-1].line))) for pair in zip(*runs, strict=True))
+    return tuple(frame for run in best for frame in run)
 
 
 @dataclass(slots=True)
@@ -102,6 +125,12 @@ class Replay:
             on_problem=lambda text: None,
         )
         view.inserting = set(about.inserting)
+        self.kept = recording.kept() if recording.is_aggregated else None
+        """What an aggregated recording has in place of the events."""
+        if self.kept is not None:
+            eal.at_cleanup = self.kept.at_cleanup
+        self.often = Often() if self.kept is None else self.kept.often
+        """How often each stack allocated."""
         self.heap = TrackedHeap(tracking, view=view, eal=eal, bad_frees=BadFrees(), on_problem=lambda text: None)
         self.now_ns = self.start.monotonic_ns
         """Up to when it has been replayed, monotonic ns."""
@@ -121,8 +150,17 @@ class Replay:
     ) -> Replay:
         """Replays all of it; or up to the monotonic time `until_ns`; or up to the event that the map calls so.
 
-        At each of `stops_ns`, ascending, `on_stop` is called with the heap as it was then. To be called once.
+        At each of `stops_ns`, ascending, `on_stop` is called with the heap as it was then. To be called once. Raises
+        NotRecorded where the recording is an aggregated one and anything but its end is asked for.
         """
+        if self.recording.is_aggregated:
+            if until_ns is not None or until_sequence is not None or stops_ns:
+                raise NotRecorded(
+                    f"{self.recording.path} was recorded with --aggregate: what was live is known of its end only."
+                )
+            self.now_ns = self.recording.about.until_ns or self.now_ns
+            self._judge_bad_frees(whole=True)
+            return self
         self._stops, self._on_stop = list(stops_ns), on_stop
         for _, events, times in self.recording.chunks():
             count = len(events) if until_ns is None else int(np.searchsorted(times, until_ns, side="right"))
@@ -131,6 +169,8 @@ class Replay:
         else:
             self._amend(self._position)
         self.now_ns = until_ns if until_ns is not None and until_sequence is None else self.now_ns
+        if until_ns is None and until_sequence is None and self.recording.about.until_ns is not None:
+            self.now_ns = self.recording.about.until_ns
         while self._stops:
             self._stop()
         self._judge_bad_frees(whole=until_ns is None and until_sequence is None)
@@ -152,6 +192,7 @@ class Replay:
                 end = min(end, at + until_sequence + 1 - self.heap.map.events)
             if end > at:
                 self.heap.on_events(events[at:end], self._position, times[at:end])
+                self.often.add(events[at:end])
                 self._position += end - at
                 self.now_ns = int(times[end - 1])
                 if events[end - 1]["kind"] == Kind.MARK:

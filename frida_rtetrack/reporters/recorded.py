@@ -2,39 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from frida_rtetrack.reporters.text import call_site, count, duration, frames, size
+from frida_rtetrack.reporters.text import call_site, count, duration, frames, growing, leaks, lost, size
 from frida_rtetrack.reports.difference import Changed, Difference
+from frida_rtetrack.reports.freespace import CLASSES, FreeSpace
+from frida_rtetrack.reports.leaks import LeakReport
+from frida_rtetrack.reports.lost import Share
 from frida_rtetrack.reports.moment import Moment
 from frida_rtetrack.reports.profile import frame_name
-from frida_rtetrack.reports.summary import CallSite
+from frida_rtetrack.reports.summary import CallSite, Start
 from frida_rtetrack.reports.tree import Node
 from frida_rtetrack.reports.usage import Usage, Used
 from frida_rtetrack.symbols.own import own_frame
 
 _BAR = 30
+FAILURES_SHOWN = 3
 
 
 def moment(of: Moment) -> str:
     """Which run, and when."""
     command = " ".join(of.run.argv) or f"process {of.run.pid}"
-    return f"{command}, {duration(max(of.seconds, 0))} after the start: {size(int(of.rows['size_bytes'].sum()))} live in {count(of.rows.size, 'block')}"
+    held = f"{size(int(of.rows['size_bytes'].sum()))} {{}} in {count(of.rows.size, 'block')}"
+    if of.temporary is not None:
+        held = (
+            held.format("temporary")
+            + f", each freed before its thread had made {count(of.temporary, 'further allocation')}"
+        )
+    return f"{command}, {duration(max(of.seconds, 0))} after the start: {held.format('live')}"
 
 
-def table(sites: Sequence[CallSite], total_bytes: int, distinct: int) -> Iterator[str]:
-    """A line a call site: bytes, share, blocks, the largest, who allocated, of which type. `distinct`: how many there are."""
+def table(
+    sites: Sequence[CallSite], total_bytes: int, distinct: int, often: Callable[[int], int] = lambda stack: 0
+) -> Iterator[str]:
+    """A line a call site: bytes, share, blocks, the largest, how often it allocated, who that is, of which type.
+
+    `distinct`: how many there are; `often(stack)`: how often one allocated.
+    """
     if not sites:
         yield "Nothing is live."
         return
-    yield f"{'bytes':>12} {'share':>6} {'blocks':>10} {'largest':>12}  allocated by"
+    yield f"{'bytes':>12} {'share':>6} {'blocks':>10} {'largest':>12} {'times':>12}  allocated by"
     for site in sites:
         own = own_frame(site.stack)
         where = "(no stack)" if own is None else frame_name(own)
         line = f":{own.line}" if own is not None and own.line else ""
         yield (
             f"{size(site.size_bytes):>12} {share(site.size_bytes, total_bytes):>6} {site.blocks:>10,} "
-            f"{size(site.largest_bytes):>12}  {where}{line}  [{', '.join(site.types)}]"
+            f"{size(site.largest_bytes):>12} {often(site.stack_number):>12,}  {where}{line}  [{', '.join(site.types)}]"
         )
     if distinct > len(sites):
         yield f"... and {count(distinct - len(sites), 'call site')} more (--limit)"
@@ -63,13 +78,28 @@ def tree(root: Node, *, least_share: float) -> Iterator[str]:
         yield f"{count(left_out, 'branch').replace('branchs', 'branches')} with less than {least_share:.1%} left out (--min-share)."
 
 
-def held(sites: Sequence[CallSite], limit: int) -> Iterator[str]:
+def held(found: Share, limit: int) -> Iterator[str]:
     """What else is live."""
-    yield f"Still held: {size(sum(site.size_bytes for site in sites))} in {count(sum(site.blocks for site in sites), 'block')}"
-    for site in sites[:limit]:
+    yield f"Still held: {size(found.size_bytes)} in {count(found.blocks, 'block')}"
+    for site in found.call_sites[:limit]:
         yield from call_site(site)
-    if len(sites) > limit:
-        yield f"  ... and {count(len(sites) - limit, 'call site')} more (--limit)"
+    if len(found.call_sites) > limit:
+        yield f"  ... and {count(len(found.call_sites) - limit, 'call site')} more (--limit)"
+
+
+def leak_report(found: LeakReport, limit: int) -> Iterator[str]:
+    """What nobody will free, best evidence first."""
+    if found.lost is not None:
+        yield from lost(found.lost, limit)
+        if found.lost.freed_since:
+            yield f"{count(found.lost.freed_since, 'block')} that seemed lost then {'was' if found.lost.freed_since == 1 else 'were'} freed since: left out."
+    if found.at_cleanup is not None:
+        yield from leaks(found.at_cleanup)
+    yield from growing(found.growing, limit)
+    yield from held(found.still_held, limit)
+    for what, (blocks, size_bytes) in (("EAL's own", found.eal), ("that a suppression names", found.suppressed)):
+        if blocks:
+            yield f"Left out: {size(size_bytes)} in {count(blocks, 'block')}, {what}."
 
 
 def usage(found: Usage, limit: int) -> Iterator[str]:
@@ -79,6 +109,8 @@ def usage(found: Usage, limit: int) -> Iterator[str]:
         f"{count(found.allocations, 'allocation')}, {size(found.size_bytes)}, in {duration(found.seconds)}: "
         f"{found.allocations / seconds:,.0f} a second"
     )
+    if found.failed:
+        yield f"{count(found.failed, 'allocation')} failed, the largest of {size(found.largest_failed_bytes)}"
     most = max((allocations for _, allocations, _ in found.sizes), default=1)
     yield "sizes"
     for at_most, allocations, total in found.sizes:
@@ -90,6 +122,38 @@ def usage(found: Usage, limit: int) -> Iterator[str]:
     for what, rows in (("type", found.by_type), ("socket asked for", found.by_socket), ("thread", found.by_thread)):
         yield f"by {what}"
         yield from _used(rows, limit)
+
+
+def free_space(spaces: Sequence[FreeSpace], start: Start) -> Iterator[str]:
+    """How the free memory was cut up when it was looked at last, and right after allocations had failed."""
+    failed = [space for space in spaces if space.failed_bytes is not None]
+    last = [space for space in spaces[-1:] if space.failed_bytes is None]
+    for space in [*failed[-FAILURES_SHOWN:], *last]:
+        when = f"{duration(max(start.seconds_until(space.at_ns), 0))} after the start"
+        if space.failed_bytes is not None:
+            when += f", right after an allocation of {size(space.failed_bytes)} had failed"
+        yield f"DPDK's free memory, {when}:"
+        yield from heaps(space)
+    if len(failed) > FAILURES_SHOWN:
+        yield f"... and {count(len(failed) - FAILURES_SHOWN, 'earlier failure')} (--json)"
+
+
+def heaps(space: FreeSpace) -> Iterator[str]:
+    """A heap's free memory, and by DPDK's size classes."""
+    if not space.heaps:
+        yield "  not known"
+    for heap in space.heaps:
+        yield (
+            f"  socket {heap.socket}: {size(heap.free_bytes)} of {size(heap.size_bytes)} free ({share(heap.free_bytes, heap.size_bytes)}) in "
+            f"{count(heap.free, 'piece')}; the largest block that fits: {size(heap.largest_free_bytes)} "
+            f"({share(heap.largest_free_bytes, heap.free_bytes)} of what is free)"
+        )
+        most = max((total for _, _, total in heap.classes), default=1)
+        for at_most, pieces, total in heap.classes:
+            name = "larger" if at_most == CLASSES[-1] else f"up to {size(at_most)}"
+            yield f"    {name:>16} {count(pieces, 'piece'):>14} {size(total):>12}  {_bar(total, most)}"
+    if not space.whole:
+        yield "  A heap changed faster than it could be read, and is left out."
 
 
 def _used(rows: Sequence[Used], limit: int) -> Iterator[str]:

@@ -26,6 +26,8 @@ class CallSite:
     types: tuple[str, ...]
     largest_bytes: int = 0
     """The largest of the blocks."""
+    stack_number: int = 0
+    """What the events call the stack."""
 
 
 def call_sites(live: NDArray[np.void], names: Names, count: int, by: str = "bytes") -> list[CallSite]:
@@ -57,6 +59,7 @@ def _call_site(blocks: NDArray[np.void], names: Names) -> CallSite:
         names.stack(int(blocks["stack"][0])),
         tuple(names.label_text(int(kind["label"]), baseline=bool(kind["baseline"])) for kind in kinds[:TYPES_SHOWN]),
         int(blocks["size_bytes"].max()),
+        int(blocks["stack"][0]),
     )
 
 

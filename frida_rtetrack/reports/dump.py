@@ -92,6 +92,15 @@ def check_dump(path: str | os.PathLike[str]) -> None:
         os.unlink(temporary, dir_fd=directory_fd)
 
 
+def is_dump(path: str | os.PathLike[str]) -> bool:
+    """Whether the file begins as a dump does."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            return file.read(len(HEADER)) == HEADER
+    except OSError:
+        return False
+
+
 def read_dump(path: str | os.PathLike[str]) -> list[DumpRow]:
     """The rows of a dump file, in its order.
 

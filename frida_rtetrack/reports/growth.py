@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from frida_rtetrack.reports.callsites import backtrace_json
+from frida_rtetrack.stream.pump import Subscriber
 from frida_rtetrack.symbols.names import Names, Stack
+from frida_rtetrack.tracking.map import TrackingMap
 
+SITES_WATCHED = 2000
+"""The largest at a moment."""
+_FIRST_STEP_S = 0.02
+_COST_AT_MOST = 0.01
+"""The part of the time that looking may take."""
 MOMENTS = 41
 """At which the live blocks are looked at, evenly over the run."""
 LEAST_MOMENTS = 7
@@ -101,6 +111,51 @@ def _only(curves: dict[int, dict[int, int]], moments: Sequence[int]) -> dict[int
     return {stack: curve for stack, curve in kept.items() if curve}
 
 
+class GrowthWatch(Subscriber):
+    """The curves of a running program: from MOMENTS to twice as many moments, over all of it until now."""
+
+    def __init__(self, tracking: TrackingMap) -> None:
+        """Of `tracking`, from now on."""
+        self._tracking = tracking
+        self._curves = Curves()
+        self._step_s = _FIRST_STEP_S
+        self._next_s = 0.0
+
+    def on_round(self) -> None:
+        """Looks at the call sites when it is time."""
+        if time.monotonic() >= self._next_s:
+            self._look()
+
+    def on_end(self) -> None:
+        """The last moment."""
+        self._look()
+
+    def _look(self) -> None:
+        begun = time.monotonic()
+        self._curves.add(time.monotonic_ns(), self._tracking.call_sites()[:SITES_WATCHED])
+        if len(self._curves.at_ns) >= 2 * MOMENTS:
+            self._curves.thin_out()
+            self._step_s *= 2
+        self._next_s = begun + max(self._step_s, (time.monotonic() - begun) / _COST_AT_MOST)
+
+    def growing(self, names: Names) -> list[Growing] | None:
+        """The call sites that grew until the last look; None: too little was seen to tell. While no events are applied."""
+        spread = self._curves.evenly_spread()
+        return spread.growing(names) if len(spread.at_ns) >= LEAST_MOMENTS else None
+
+
 def evenly(start_ns: int, end_ns: int, count: int = MOMENTS) -> list[int]:
     """`count` moments from `start_ns` to `end_ns`."""
     return [int(at) for at in np.linspace(start_ns, end_ns, count)]
+
+
+def growing_json(site: Growing) -> dict[str, Any]:
+    """For a JSON document."""
+    return {
+        "blocks": site.blocks,
+        "bytes": site.size_bytes,
+        "grown_bytes": site.grown_bytes,
+        "bytes_per_second": site.bytes_per_second,
+        "curve": list(site.curve),
+        "backtrace": backtrace_json(site.stack),
+    }

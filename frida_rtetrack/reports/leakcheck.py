@@ -15,18 +15,13 @@ import numpy as np
 
 from frida_rtetrack.errors import NotLive, RtetrackError
 from frida_rtetrack.options import LeakKind
-from frida_rtetrack.reports.callsites import backtrace_json, call_site_json
-from frida_rtetrack.reports.growth import LEAST_MOMENTS, MOMENTS, Curves, Growing
-from frida_rtetrack.reports.lost import LostReport, Share
+from frida_rtetrack.reports.growth import Growing, growing_json
+from frida_rtetrack.reports.lost import LostReport, lost_json
 from frida_rtetrack.stream.events import Mark, mark_of
 from frida_rtetrack.stream.pump import Subscriber
-from frida_rtetrack.symbols.names import Names
 from frida_rtetrack.tracking.heap import HeapOwner
 from frida_rtetrack.tracking.map import TrackingMap
 
-FIRST_PERIOD_S = 0.02
-COST_SHARE = 20
-"""A look at the call sites is followed by a pause of so many times what it took, at least."""
 LAST_LOOK_SECONDS = 2.0
 HELD_SECONDS = 55.0
 """A little less than END_HELD_LIMIT_NS, native/snapshot.c."""
@@ -49,41 +44,10 @@ class LeakCheck:
         """Of what was asked for; null where it could not be told."""
         found: dict[str, Any] = {}
         if LeakKind.LOST in self.kinds:
-            found["lost"] = None if self.lost is None else _lost_json(self.lost)
+            found["lost"] = None if self.lost is None else lost_json(self.lost)
         if LeakKind.GROWING in self.kinds:
             found["growing"] = None if self.growing is None else [growing_json(site) for site in self.growing]
         return found
-
-
-def _lost_json(found: LostReport) -> dict[str, Any]:
-    def share(of: Share) -> dict[str, Any]:
-        return {
-            "blocks": of.blocks,
-            "bytes": of.size_bytes,
-            "call_sites": [call_site_json(site) for site in of.call_sites],
-        }
-
-    return {
-        **share(found.lost),
-        "indirectly": share(found.indirectly_lost),
-        "held_blocks": found.held,
-        "eal_blocks": found.eal,
-        "seconds": found.seconds,
-        "complete": found.complete,
-        "unseen_threads": found.unseen_threads,
-    }
-
-
-def growing_json(site: Growing) -> dict[str, Any]:
-    """A call site that grows, for a JSON document."""
-    return {
-        "blocks": site.blocks,
-        "bytes": site.size_bytes,
-        "grown_bytes": site.grown_bytes,
-        "bytes_per_second": site.bytes_per_second,
-        "curve": list(site.curve),
-        "backtrace": backtrace_json(site.stack),
-    }
 
 
 class HeapUser(Protocol):
@@ -108,51 +72,28 @@ class LeakChecker(Subscriber):
         self,
         kinds: Collection[LeakKind],
         tracking: TrackingMap,
-        names: Names,
         *,
         processes: Callable[[], Sequence[HeapUser]],
         of_event: Callable[[np.void], HeapUser | None],
         owner: Callable[[], HeapOwner],
         search: Callable[[], LostReport],
+        growing: Callable[[], Sequence[Growing] | None],
     ) -> None:
         """`processes()`: all that were tracked; `of_event`: the one that wrote a mark, None for a forked child; `owner()`:
-        whose the heap is; `search` raises RtetrackError.
+        whose the heap is; `search` raises RtetrackError; `growing()`: None where the run was too short to tell.
         """
         self._kinds = frozenset(kinds)
         self._tracking = tracking
-        self._names = names
         self._processes = processes
         self._of_event = of_event
         self._owner = owner
         self._search = search
-        self._curves = Curves()
-        self._next_s = 0.0
-        self._period_s = FIRST_PERIOD_S
+        self._growing = growing
         self._lost: LostReport | None = None
         self._why_not_lost = NEVER_HELD
         self._looked = threading.Event()
         self._look_lock = threading.Lock()
         self._looks: list[threading.Thread] = []
-
-    # ---- growing
-
-    def on_round(self) -> None:
-        """Notes what the call sites hold, now and then."""
-        if LeakKind.GROWING in self._kinds and time.monotonic() >= self._next_s:
-            self._note_call_sites()
-
-    def on_end(self) -> None:
-        """The last moment."""
-        if LeakKind.GROWING in self._kinds:
-            self._note_call_sites()
-
-    def _note_call_sites(self) -> None:
-        begun = time.monotonic()
-        self._curves.add(time.monotonic_ns(), self._tracking.call_sites())
-        if len(self._curves.at_ns) >= 2 * MOMENTS:
-            self._curves.thin_out()
-            self._period_s *= 2
-        self._next_s = begun + max(self._period_s, COST_SHARE * (time.monotonic() - begun))
 
     # ---- lost
 
@@ -222,9 +163,8 @@ class LeakChecker(Subscriber):
         if LeakKind.LOST in self._kinds and lost is None:
             not_told.append(f"Lost blocks could not be looked for. {self._why_not_lost}")
         if LeakKind.GROWING in self._kinds:
-            curves = self._curves.evenly_spread()
-            if len(curves.at_ns) >= LEAST_MOMENTS:
-                growing = tuple(curves.growing(self._names))
-            else:
+            found = self._growing()
+            growing = None if found is None else tuple(found)
+            if growing is None:
                 not_told.append("Whether anything grows cannot be told: the run was too short.")
         return LeakCheck(self._kinds, lost, growing, tuple(not_told))

@@ -36,6 +36,8 @@ class Moment:
     rows: NDArray[np.void]
     names: Names
     at_ns: int
+    temporary: int | None = None
+    """Not None: `rows` are not live, but were freed before their thread had made so many further allocations."""
 
     @property
     def seconds(self) -> float:
@@ -66,8 +68,10 @@ class Filters:
 
     def apply(self, rows: NDArray[np.void], names: Names, at_ns: int) -> NDArray[np.void]:
         """Those of `rows`, BLOCK_DTYPE (n,), that pass. `at_ns`: the moment from which ages count."""
-        if self == Filters():
-            return rows
+        return rows if self == Filters() else rows[self.passes(rows, names, at_ns)]
+
+    def passes(self, rows: NDArray[np.void], names: Names, at_ns: int) -> NDArray[np.bool_]:
+        """Which of `rows`, BLOCK_DTYPE (n,), pass."""
         passes = rows["size_bytes"] >= self.min_bytes
         if self.socket is not None:
             passes &= rows["socket"] == self.socket
@@ -80,7 +84,7 @@ class Filters:
             passes &= _each(rows["thread"], lambda number: self._is_thread(number, names))
         if self.module is not None:
             passes &= _each(rows["stack"], lambda number: self._passes_through(number, names))
-        return rows[passes]
+        return passes
 
     def _is_thread(self, number: int, names: Names) -> bool:
         thread = names.thread(number)

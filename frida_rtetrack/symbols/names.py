@@ -13,6 +13,7 @@ from typing import Protocol
 
 from frida_rtetrack.stream.events import MODULE_LOADED, StackEnd
 from frida_rtetrack.stream.ring import ModuleRecord, StackRecord, ThreadRecord
+from frida_rtetrack.symbols.sources import Sources
 from frida_rtetrack.symbols.symbolizer import Frame, Module, ModuleMap, Symbolizer, format_frame
 
 BASELINE_LABEL = 0xFFFF_FFFF
@@ -83,12 +84,14 @@ class Names:
         memory: Tables,
         thread_name: Callable[[int, int], str | None],
         pid_of: Callable[[int], int] | None = None,
+        sources: Sources | None = None,
     ) -> None:
         """Names of what `memory` holds. `thread_name(pid, tid)`: what a thread is called now, None where it is gone.
 
         `pid_of(process)`: the pid of the process that threads and stacks call so, 0 where it is not known; without it,
-        the memory is believed.
+        the memory is believed. `sources`: where files are looked for besides their own paths.
         """
+        self._sources = sources
         self._pid_of = pid_of or memory.pid
         self._memory = memory
         self._thread_name = thread_name
@@ -140,6 +143,16 @@ class Names:
         with self._lock:
             variable = self._symbolizer(process).variable(module, address)
         return f"{os.path.basename(module.path)}+{address - module.base:#x}" + (f" ({variable})" if variable else "")
+
+    def code_at(self, address: int, process: int = 0) -> str:
+        """`function at file:line`, as far as it is known, of a return address in a module that is loaded now."""
+        module = self._loaded(address - 1, process)
+        if module is None:
+            return f"{address:#x}"
+        with self._lock:
+            frame = self._symbolizer(process).frames_in(module, address)[-1]
+        name = frame.function or f"{frame.module}+{address - module.base:#x}"
+        return name + (f" at {frame.file}:{frame.line}" if frame.file and frame.line else "")
 
     def _loaded(self, address: int, process: int) -> Module | None:
         with self._lock:
@@ -207,7 +220,7 @@ class Names:
     def _symbolizer(self, process: int) -> Symbolizer:
         """For the files as that process sees them: it may be in a container."""
         if process not in self._symbolizers:
-            self._symbolizers[process] = Symbolizer(self._modules, root=self._root(process))
+            self._symbolizers[process] = Symbolizer(self._modules, root=self._root(process), sources=self._sources)
         return self._symbolizers[process]
 
     def _root(self, process: int) -> str:

@@ -28,6 +28,7 @@ from symbolic.exceptions import SymbolicError
 from frida_rtetrack.stream.events import MODULE_LOADED
 from frida_rtetrack.symbols.demangle import demangle
 from frida_rtetrack.symbols.elf import ElfError, ElfFile, Symbol, SymbolTable
+from frida_rtetrack.symbols.sources import Sources
 
 DEBUG_DIRECTORIES = ("/usr/lib/debug",)
 ADDRESSES_KEPT = 1 << 18
@@ -131,13 +132,19 @@ class Symbolizer:
 
     `root` is the directory under which the target sees its files (`/proc/PID/root` for one in a container); it is held
     open, so that it serves after the target's end too. What is not there is looked for on the host itself.
-    `debug_directories` are searched for detached debug information, under `root` and on the host.
+    `debug_directories` are searched for detached debug information, under `root` and on the host. `sources`: where else
+    files are looked for.
     """
 
     def __init__(
-        self, modules: ModuleMap, root: str = "/", debug_directories: Sequence[str] = DEBUG_DIRECTORIES
+        self,
+        modules: ModuleMap,
+        root: str = "/",
+        debug_directories: Sequence[str] = DEBUG_DIRECTORIES,
+        sources: Sources | None = None,
     ) -> None:
         self._modules = modules
+        self._sources = sources or Sources()
         self._files = _Files(root)
         self._debug_directories = tuple(debug_directories)
         self._lock = threading.Lock()
@@ -173,6 +180,11 @@ class Symbolizer:
             names = self._names_in(module)
         return None if names is None else names.variable(address - module.base)
 
+    def frames_in(self, module: Module, address: int) -> tuple[Frame, ...]:
+        """The frames of one return address in `module`, innermost first."""
+        with self._lock:
+            return self._resolve_in(module, address)
+
     def _resolve_in(self, module: Module, address: int) -> tuple[Frame, ...]:
         nameless = Frame(
             address, os.path.basename(module.path), address - module.base, None, None, None, None, False, module.path
@@ -187,23 +199,47 @@ class Symbolizer:
 
     def _open(self, module: Module) -> _ModuleNames | None:
         """The names in the module's file, or None: it has no file, or the file is not what was loaded."""
-        if not module.path.startswith("/") or module.path.endswith(" (deleted)"):
-            return None
-        elf = self._files.elf(module.path)
-        if elf is None:
-            return None
-        status = os.fstat(elf.descriptor)
-        identity = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+        elf = self._local(module)
         try:
-            if not _is_what_was_loaded(elf, module):
+            debug = None if elf is None else self._debug_file(elf, module.path)
+            if elf is None or not any(file.has_dwarf for file in (elf, debug) if file is not None):
+                elf, debug = self._from_sources(module, elf, debug)
+            if elf is None:
                 return None
+            status = os.fstat(elf.descriptor)
+            identity = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
             if identity not in self._names:
-                debug = self._debug_file(elf, module.path)
+                self._names[identity] = None  # where its tables are damaged
                 self._names[identity] = _ModuleNames(elf, debug)
             return self._names[identity]
         except ElfError:
-            self._names[identity] = None
             return None
+
+    def _local(self, module: Module) -> ElfFile | None:
+        """The file at the module's own path, if that is what was loaded."""
+        if not module.path.startswith("/") or module.path.endswith(" (deleted)"):
+            return None
+        elf = self._files.elf(module.path)
+        try:
+            if elf is None or _is_what_was_loaded(elf, module):
+                return elf
+        except ElfError:
+            return None
+        self._sources.note(f"{module.path} is not the file that ran: another build-id or size. It is not used.")
+        return None
+
+    def _from_sources(
+        self, module: Module, elf: ElfFile | None, debug: ElfFile | None
+    ) -> tuple[ElfFile | None, ElfFile | None]:
+        """The file and its debug file with what the sources have besides `elf` and `debug`."""
+        if not os.path.basename(module.path):
+            return elf, debug
+        files = list(self._sources.files(module.build_id, module.path))
+        if elf is None and files:
+            elf = files.pop()
+        if debug is None and files:
+            debug = files[0]
+        return (elf or self._sources.executable(module.build_id)), debug
 
     def functions_in_debug_file(self, module: Module, names: Sequence[str]) -> dict[str, int]:
         """Offsets from the module's base of the functions `names` that its debug file has; {} without a debug file."""

@@ -1,6 +1,10 @@
 """The registers of a process's threads, each stopped once for some ten microseconds.
 
-    registers PID         prints {"words": {TID: [words]}, "longest_us": N, "unseen": THREADS}, as JSON
+    registers PID [STACK_BYTES]   prints {"words": {TID: [words]}, "frames": {TID: [[stack pointer, address]]}, "longest_us": N,
+                                  "unseen": THREADS}, as JSON
+
+With STACK_BYTES so much of each stack is copied while its thread stands, and followed when it goes on: the frames, innermost
+first, as far as that goes.
 
 A thread that waits with a time limit in a system call that a stop ends with EINTR (signal(7)) is taken at the beginning
 of a wait, if one comes in time, and made to begin it again. What does not stop is left out, and counted.
@@ -8,6 +12,8 @@ of a wait, if one comes in time, and made to begin it again. What does not stop 
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import json
 import os
 import struct
@@ -17,10 +23,14 @@ import time
 from dataclasses import dataclass, field
 
 from frida_rtetrack.target import apart
+from frida_rtetrack.target.arrival import ptrace
+from frida_rtetrack.target.arrival.modules import AddressMap, Memory
 from frida_rtetrack.target.arrival.ptrace import NotStopped, Stopped, ThreadGone, TracedThread
+from frida_rtetrack.target.arrival.unwind import Frame, NoEnd, StackCopy, StackTooDeep, Unwinder
 from frida_rtetrack.target.arrival.waits import Wait, begin_again
 
 SECONDS = 30.0
+STACK_BYTES = 64 << 10
 _STOP_S = 1.0
 _FRESH_WAITS_S = 1.0
 """For all threads together."""
@@ -37,11 +47,25 @@ class Registers:
     longest_stop_s: float = 0.0
     unseen: int = 0
     """Threads that could not be looked at: another tracer has them, they are stopped, or in an uninterruptible sleep."""
+    frames: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    """By thread id: (stack pointer, address) of each call, innermost first; the address is a return address but in the first."""
 
     def __add__(self, other: Registers) -> Registers:
         return Registers(
-            self.words | other.words, max(self.longest_stop_s, other.longest_stop_s), self.unseen + other.unseen
+            self.words | other.words,
+            max(self.longest_stop_s, other.longest_stop_s),
+            self.unseen + other.unseen,
+            self.frames | other.frames,
         )
+
+    def frame_at(self, address: int) -> tuple[int, int, int] | None:
+        """(thread, how manieth, address) of the call whose part of a stack `address` is in; None where that is not known."""
+        for tid, frames in self.frames.items():
+            pointers = [pointer for pointer, _ in frames]
+            number = bisect.bisect_right(pointers, address) - 1
+            if 0 <= number < len(frames) - 1:  # of the last one it is not known where it ends
+                return tid, number, frames[number][1]
+        return None
 
 
 def threads_of(pid: int) -> list[int]:
@@ -52,11 +76,11 @@ def threads_of(pid: int) -> list[int]:
         return []
 
 
-def read(pid: int) -> Registers:
-    """The registers of the threads of process `pid`."""
+def read(pid: int, *, frames: bool = False) -> Registers:
+    """The registers of the threads of process `pid`; with `frames`, which calls they are in, too."""
     try:
         done = subprocess.run(
-            apart.command(__name__, pid),
+            apart.command(__name__, pid, *([STACK_BYTES] if frames else [])),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -67,7 +91,10 @@ def read(pid: int) -> Registers:
     except (subprocess.TimeoutExpired, ValueError):
         return Registers(unseen=len(threads_of(pid)))
     return Registers(
-        {int(tid): words for tid, words in told["words"].items()}, told["longest_us"] / 1e6, told["unseen"]
+        {int(tid): words for tid, words in told["words"].items()},
+        told["longest_us"] / 1e6,
+        told["unseen"],
+        {int(tid): [(pointer, address) for pointer, address in found] for tid, found in told["frames"].items()},
     )
 
 
@@ -80,8 +107,17 @@ def _wait_for_a_beginning(pid: int, tid: int, deadline: float) -> None:
         now = Wait.of(pid, tid)
 
 
-def _words(pid: int, tid: int) -> tuple[list[int], int]:
-    """What the thread's registers hold, and for how many nanoseconds it stood."""
+@dataclass(frozen=True)
+class _Seen:
+    """One thread, while it stood."""
+
+    registers: ptrace.Registers
+    words: list[int]
+    stack: StackCopy
+    stood_ns: int
+
+
+def _look(pid: int, tid: int, memory: Memory | None, stack_bytes: int) -> _Seen:
     thread = TracedThread(tid)
     thread.seize()
     begun = time.perf_counter_ns()
@@ -90,18 +126,30 @@ def _words(pid: int, tid: int) -> tuple[list[int], int]:
         found = thread.registers()
         begin_again(pid, tid, thread, found)
         vectors = thread.extended_state()
+        pointer = found["rsp"]
+        stack = StackCopy(pointer, b"" if memory is None else memory.read_some(pointer, stack_bytes))
     finally:
         thread.detach()
     stood = time.perf_counter_ns() - begun
-    return [*found.values.values(), *struct.unpack_from(f"<{len(vectors) // 8}Q", vectors)], stood
+    words = [*found.values.values(), *struct.unpack_from(f"<{len(vectors) // 8}Q", vectors)]
+    return _Seen(found, words, stack, stood)
+
+
+def _frames(unwinder: Unwinder, seen: _Seen) -> list[tuple[int, int]]:
+    """(stack pointer, address), as far as it goes."""
+    found: list[Frame] = []
+    with contextlib.suppress(NoEnd, StackTooDeep, OSError, struct.error):
+        unwinder.walk(seen.registers, seen.stack, learn=True, into=found)
+    return [(frame.stack_pointer, frame.address) for frame in found]
 
 
 def main() -> None:
     """Does what the module's text says."""
-    pid = int(sys.argv[1])
+    pid, stack_bytes = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    memory = Memory(pid) if stack_bytes else None
+    seen: dict[int, _Seen] = {}
     fresh = time.monotonic() + _FRESH_WAITS_S
-    found: dict[int, list[int]] = {}
-    longest = unseen = 0
+    unseen = 0
     threads = threads_of(pid)
     for number, tid in enumerate(threads):
         _wait_for_a_beginning(pid, tid, fresh)
@@ -112,8 +160,7 @@ def main() -> None:
             unseen += 1
             continue
         try:
-            found[tid], stood = _words(pid, tid)
-            longest = max(longest, stood)
+            seen[tid] = _look(pid, tid, memory, stack_bytes)
         except ThreadGone:
             continue
         except NotStopped:  # it stops as soon as it can unless we are gone: nothing more is asked of this process
@@ -121,4 +168,10 @@ def main() -> None:
             break
         except (OSError, Stopped):
             unseen += 1
-    print(json.dumps({"words": found, "longest_us": longest // 1000, "unseen": unseen}))
+    frames = {}
+    if memory is not None:
+        unwinder = Unwinder(memory, AddressMap(memory))
+        frames = {tid: _frames(unwinder, each) for tid, each in seen.items()}
+    longest = max((each.stood_ns for each in seen.values()), default=0)
+    words = {tid: each.words for tid, each in seen.items()}
+    print(json.dumps({"words": words, "frames": frames, "longest_us": longest // 1000, "unseen": unseen}))

@@ -51,7 +51,7 @@ def test_blocks_that_nothing_points_to_at_the_end_fail_a_run_until_they_are_supp
         in leaking.stderr
     )
     lost = leaking.summary["lost"]
-    assert (lost["blocks"], lost["bytes"], lost["indirectly"]["blocks"], lost["held_blocks"]) == (2, 416, 1, 0)
+    assert (lost["blocks"], lost["bytes"], lost["indirectly"]["blocks"], lost["held"]) == (2, 416, 1, 0)
     assert {site["backtrace"][-1]["function"] for site in lost["call_sites"]} >= {"_start"} or engine == "portable"
     assert leaking.summary["growing"] == []
     suppressions = tmp_path / "known"
@@ -66,7 +66,7 @@ def test_what_something_points_to_is_not_lost_and_what_grows_and_is_held_grows(r
     assert re.search(r"Exit status 99: 1 call site grew without an end, by 3\d,\d\d\d bytes\.", growing.stderr)
     (site,) = growing.summary["growing"]
     assert site["backtrace"][0]["function"] == "keep_one" and site["blocks"] == 200
-    assert growing.summary["lost"]["blocks"] == 0 and growing.summary["lost"]["held_blocks"] == 200
+    assert growing.summary["lost"]["blocks"] == 0 and growing.summary["lost"]["held"] == 200
     steady = runner.run("leaky", "churn", "cleanup", options=(*GATE, "--leak-check=lost,growing,all"))
     assert steady.wait() == 0
     assert steady.summary["growing"] == [] and steady.summary["leaks"]["blocks"] == 0

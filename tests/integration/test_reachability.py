@@ -7,19 +7,22 @@ import re
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from restless import Restless
 from tracked import Runner
 
+from frida_rtetrack.commands.cli import cli
 from frida_rtetrack.target import registers
 
 SCRIPT = """
 import json, sys, time
+from pathlib import Path
 from frida_rtetrack import Host, Options
 
 def sites(share):
     return sorted((site.types[0], site.blocks) for site in share.call_sites)
 
-with Host.spawn(sys.argv[2:], Options(engine=sys.argv[1])) as host:
+with Host.spawn(sys.argv[3:], Options(engine=sys.argv[1], record=Path(sys.argv[2]))) as host:
     while b"R" not in open(f"/proc/{host.pid}/comm", "rb").read():
         time.sleep(0.01)
     host.sync()
@@ -51,10 +54,12 @@ def judged(runner: Runner, engine: str) -> dict[str, Any]:
     """What a host says of the program `held`, with a list of 20,000 blocks besides."""
     path = runner.folder / "script.py"
     path.write_text(SCRIPT)
-    host = runner.python(path, engine, runner.program("held"), *([] if engine == "portable" else [20_000]))
+    recording = runner.folder / "run.rtrec"
+    host = runner.python(path, engine, recording, runner.program("held"), *([] if engine == "portable" else [20_000]))
     assert host.finish() == 0, host.stderr
     found: dict[str, Any] = json.loads(host.stdout.splitlines()[-1])
-    return found
+    replayed = CliRunner().invoke(cli, ["leaks", "--json", str(recording)], catch_exceptions=False)
+    return {**found, "replayed": json.loads(replayed.stdout)}
 
 
 def test_what_is_lost_is_told_from_what_is_held_in_any_way(judged: dict[str, Any], engine: str) -> None:
@@ -62,6 +67,14 @@ def test_what_is_lost_is_told_from_what_is_held_in_any_way(judged: dict[str, Any
     assert sorted(map(tuple, judged["indirect"])) == [("indirect", 10), ("ring", 1)]
     assert judged["held"] == 12 + (20_000 if engine == "native" else 0)
     assert judged["complete"]
+    lost = judged["replayed"]["lost"]  # the recording says what was judged
+    assert sorted([site["types"][0], site["blocks"]] for site in lost["call_sites"]) == judged["lost"]
+    assert sorted((site["types"][0], site["blocks"]) for site in lost["indirectly"]["call_sites"]) == [
+        ("indirect", 10),
+        ("ring", 1),
+    ]
+    assert (lost["held"], lost["freed_since"]) == (judged["held"], 0)
+    assert not {"lost", "indirect", "ring"} & {site["types"][0] for site in judged["replayed"]["still_held"]}
     refs = judged["refs"]
     assert any("(held_by_global)" in where for where, _ in refs["held-by-global"])
     assert any("(held_by_static)" in where for where, _ in refs["held-by-static"])
@@ -70,7 +83,7 @@ def test_what_is_lost_is_told_from_what_is_held_in_any_way(judged: dict[str, Any
     assert any("libc's heap" in where for where, _ in refs["held-by-libc"])
     assert any(re.search(r"type memzone:held_zone at 0x\w+, at offset 80$", where) for where, _ in refs["held-by-zone"])
     assert any("a register of thread" in where for where, _ in refs["held-by-register"])
-    assert refs["held-by-stack"]
+    assert any("in frame 1, wait_with_one_on_the_stack at " in where for where, _ in refs["held-by-stack"])
     assert refs["lost"] == []
     assert refs["nowhere"] == [["BadUsage: 0x1000 lies in no live block.", 0]]
     assert refs["paused"] == [["BadUsage: Nothing is recorded now: which blocks are live is not known.", 0]]

@@ -91,7 +91,7 @@ class Processes:
 class Rig:
     """A session put together as the host does it, over a memory that the test writes."""
 
-    def __init__(self, folder: Path, record: Path | None = None) -> None:
+    def __init__(self, folder: Path, record: Path | None = None, **options: Any) -> None:
         self.written = WrittenSession()
         self.written.set_thread(3, 7)  # of a forked child
         self.processes = Processes(self.written)
@@ -104,7 +104,7 @@ class Rig:
         self.session: Session = put_together(
             cast(TargetGroup, self.processes),
             self.map,
-            Options(dump_path=self.dump_path, record=record),
+            Options(dump_path=self.dump_path, record=record, **options),
             self.told,
             self.work,
             wake=self.wake,

@@ -24,6 +24,7 @@ STOREYS = (
     ("reports",),
     ("recording",),
     ("session",),
+    ("inspection",),
     ("host", "reporters"),
     ("commands",),
     ("__init__", "__main__"),

@@ -42,11 +42,11 @@ def after_the_end_of(
     checker = LeakChecker(
         {LeakKind.LOST},
         TrackingMap(),
-        cast("Any", None),
         processes=lambda: processes,
         of_event=lambda event: processes[0],
         owner=lambda: owner,
         search=search,
+        growing=lambda: None,
     )
     checker.on_mark(mark(Mark.END_HELD))
     checker.wait()
@@ -105,7 +105,7 @@ def test_what_a_program_held_that_ended_while_it_was_searched_is_not_called_lost
 
 def test_a_program_that_never_waited_at_an_end_is_not_told() -> None:
     checker = LeakChecker(
-        {LeakKind.LOST, LeakKind.GROWING}, TrackingMap(), cast("Any", None),
+        {LeakKind.LOST, LeakKind.GROWING}, TrackingMap(), growing=lambda: None,
         processes=lambda: [], of_event=lambda event: None, owner=lambda: HeapOwner.TARGET, search=lambda: FOUND,
     )  # fmt: skip
     checker.on_mark(mark(Mark.END_HELD))  # of a forked child

@@ -37,6 +37,8 @@ class Frame:
     address: int
     module: Module
     function: int
+    stack_pointer: int = 0
+    """Its part of the stack is from here to the caller's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +66,19 @@ class Unwinder:
         self.addresses = addresses
         self._rows: dict[int, tuple[Module, cfi.Row]] = {}
 
-    def walk(self, registers: Registers, stack: StackCopy, *, learn: bool) -> list[Frame]:
-        """The frames, innermost first. Raises NotKnownYet (unless `learn`), StackTooDeep, NoEnd."""
+    def walk(
+        self, registers: Registers, stack: StackCopy, *, learn: bool, into: list[Frame] | None = None
+    ) -> list[Frame]:
+        """The frames, innermost first. Raises NotKnownYet (unless `learn`), StackTooDeep, NoEnd.
+
+        `into` gets them as they are found, and keeps them whatever is raised.
+        """
         known = {number: registers[name] for number, name in enumerate(_DWARF_REGISTERS)}
-        frames: list[Frame] = []
+        frames: list[Frame] = [] if into is None else into
         while len(frames) < MAX_FRAMES:
             address = known[cfi.RIP]
             module, row = self._row(address if not frames else address - 1, learn)
-            frames.append(Frame(address, module, row.function))
+            frames.append(Frame(address, module, row.function, known[cfi.RSP]))
             if row.is_signal_frame:
                 raise NoEnd("in a signal handler")
             if row.rules.get(cfi.RIP, cfi.Rule("offset")).kind == "undefined":
