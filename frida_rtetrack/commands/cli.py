@@ -306,9 +306,9 @@ class _Run:
         found = self._host.summary()
         if self._summary_path is not None:
             json_file.write(self._summary_path, found)
-        self._write_sarif(found)
         if not self._quiet:
             self._reporter.say(*text.summary(found))
+        self._write_sarif(found)
 
     def _write_sarif(self, found: Summary) -> None:
         """Raises OutputError."""
