@@ -165,6 +165,8 @@ class _Run:
         self._summary_path = summary_path
         self._reporter = ConsoleReporter(quiet=quiet)
         self._quiet = quiet
+        if quiet:
+            bars.BARS.hide()
         self._with_prompt = not no_repl and sys.stdin.isatty() and sys.stdout.isatty()
         self._asked_to_end = 0
         self._spawned = False
