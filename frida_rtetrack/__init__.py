@@ -11,7 +11,7 @@ from frida_rtetrack.errors import RtetrackError
 from frida_rtetrack.host import VERSION as __version__
 from frida_rtetrack.host import Host
 from frida_rtetrack.observer import Observer
-from frida_rtetrack.options import Options
+from frida_rtetrack.options import LeakKind, Options
 from frida_rtetrack.reports.stats import Stats
 from frida_rtetrack.reports.summary import Summary
 from frida_rtetrack.tracking.badfree import BadFreeReport
@@ -22,6 +22,7 @@ __all__ = [
     "BadFreeReport",
     "Block",
     "Host",
+    "LeakKind",
     "Observer",
     "Options",
     "RtetrackError",

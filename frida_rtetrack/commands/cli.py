@@ -194,6 +194,8 @@ class _Run:
         self._summary_path = summary_path
         self._reporter = ConsoleReporter(quiet=quiet)
         self._quiet = quiet
+        if quiet:
+            bars.BARS.hide()
         self._with_prompt = not no_repl and sys.stdin.isatty() and sys.stdout.isatty()
         self._asked_to_end = 0
         self._spawned = False
@@ -338,9 +340,9 @@ class _Run:
         found = self._host.summary()
         if self._summary_path is not None:
             json_file.write(self._summary_path, found)
-        self._write_sarif(found)
         if not self._quiet:
             self._reporter.say(*text.summary(found))
+        self._write_sarif(found)
 
     def _write_sarif(self, found: Summary) -> None:
         """Raises OutputError."""

@@ -94,12 +94,16 @@ class Bars:
         with self._lock:
             self._stop()
 
-    @contextlib.contextmanager
-    def hidden(self) -> Iterator[None]:
-        """Shows none meanwhile: the terminal is somebody else's."""
+    def hide(self) -> None:
+        """Shows none any more."""
         with self._lock:
             self._hidden += 1
             self._stop()
+
+    @contextlib.contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Shows none meanwhile: the terminal is somebody else's."""
+        self.hide()
         try:
             yield
         finally:

@@ -21,7 +21,7 @@ from frida_rtetrack.reports.folded import Folded
 from frida_rtetrack.target.target import Ending
 from frida_rtetrack.tracking.badfree import BadFreeReport
 
-TOLD_AGAIN_AT = (2, 10, 100, 1000, 10_000, 100_000, 1_000_000)
+TOLD_AGAIN_AT = (2, 3, 4, 5, 10, 100, 1000, 10_000, 100_000, 1_000_000)
 """How often a bad free must have happened for that to be said while it goes on."""
 
 

@@ -6,9 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from frida_rtetrack.commands.leakkinds import OptionalValue, leak_kinds
 from frida_rtetrack.errors import BadUsage
 from frida_rtetrack.options import LeakKind
 from frida_rtetrack.reports.gate import Gate, Suppression, read_suppressions, suppressions_for
@@ -198,3 +201,29 @@ def test_a_line_that_is_no_suppression_is_named(tmp_path: Path, line: str) -> No
         read_suppressions(path)
     with pytest.raises(BadUsage, match="cannot be read"):
         read_suppressions(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("words", "kinds", "program"),
+    [
+        (["./app"], None, ("./app",)),
+        (["--leak-check", "./app", "--leak-check=full"], {LeakKind.ALL}, ("./app", "--leak-check=full")),
+        (["--leak-check=lost", "lost"], {LeakKind.LOST}, ("lost",)),
+        (["--leak-check=growing,lost", "--", "--leak-check"], {LeakKind.LOST, LeakKind.GROWING}, ("--leak-check",)),
+    ],
+)
+def test_the_program_is_never_taken_for_the_kind_of_leak(
+    words: list[str], kinds: set[LeakKind] | None, program: tuple[str, ...]
+) -> None:
+    told: list[Any] = []
+
+    @click.command(context_settings={"allow_interspersed_args": False})
+    @click.option("--leak-check", cls=OptionalValue, bare="all", type=leak_kinds)
+    @click.argument("program", nargs=-1, type=click.UNPROCESSED)
+    def command(**given: Any) -> None:
+        told.append((given["leak_check"], given["program"]))
+
+    assert CliRunner().invoke(command, words).exit_code == 0
+    assert told == [(kinds, program)]
+    wrong = CliRunner().invoke(command, ["--leak-check=some", "./app"])
+    assert wrong.exit_code == 2 and "is no kind of leak" in wrong.output

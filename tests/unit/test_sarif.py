@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import jsonschema
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import FUNCTIONS, HOSTILE, START, frame
 from test_gate import leaks, lost, run
@@ -100,6 +100,7 @@ FRAMES = st.builds(
 )
 
 
+@settings(max_examples=30, deadline=None)  # the schema is checked by jsonschema, which takes its time
 @given(st.lists(FRAMES, max_size=4), st.sampled_from(HOSTILE), st.sampled_from(list(BadFreeKind)))
 def test_any_names_give_a_valid_file(frames: list[Any], name: str, kind: BadFreeKind) -> None:
     stack = Stack(tuple(frames), None)
