@@ -210,7 +210,7 @@ def _time(seconds: float) -> str:
 
 
 def _bar(value: int, most: int) -> str:
-    return "█" * max(round(value / most * _BAR), 1)
+    return "█" * min(max(round(value / (most or 1) * _BAR), 1), _BAR)
 
 
 def difference(found: Difference, limit: int) -> Iterator[str]:
