@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import rows as made_up_rows
 from rig import Rig
+from test_leaks import finding
 from test_recording import ENDING, HEAP, addresses, recorded, replayed, steps, tell
 from test_recording import rows as sorted_rows
 from written import allocated, busy, freed, mark, wait_until
@@ -28,7 +29,6 @@ from frida_rtetrack.recording.recorder import Recorder
 from frida_rtetrack.recording.replay import Replay
 from frida_rtetrack.recording.series import history
 from frida_rtetrack.reports.freespace import FreeSpace, HeapSpace
-from frida_rtetrack.reports.lost import LostFinding
 from frida_rtetrack.reports.usage import UsageCounter
 from frida_rtetrack.stream.events import Mark
 from frida_rtetrack.tracking.heap import HeapOwner
@@ -98,7 +98,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rig.write(mark(Mark.EAL_CLEANUP_STARTED), freed(HEAP), mark(Mark.EAL_CLEANUP_ENDED), allocated(HEAP + 128, 7))
     assert rig.session.recorder is not None
     live = rig.map.live()
-    rig.session.recorder.note(LostFinding(1, live, live[:0], 7, 2, True, 4, 0.5, 1000, 0, 0.001))
+    rig.session.recorder.note(finding(live, live[:0], at_ns=1))
     rig.session.recorder.note(FreeSpace(1, (HeapSpace(0, 9, 1, 5, 1, 0, ((256, 1, 5),)),), True, 3))
     recorded(rig)
     return folder / "run.rtrec"
