@@ -59,24 +59,31 @@ class When:
         """The session up to that moment, with `along` on the way. Raises BadUsage where it never came, NotRecorded."""
         self._check()
         replay, until_ns, until_sequence = Replay(recording), None, None
+        last_ns = None
         if self.at_seconds is not None:
-            until_ns = replay.start.monotonic_ns + round(self.at_seconds * 1e9)
-        if self.peak:
-            peak = replay.run().heap.map.peak
-            replay, until_sequence = Replay(recording), peak.sequence
-            stops = () if along is None else along.stops(recording, peak.timestamp_ns)
-        else:
-            stops = () if along is None else along.stops(recording, until_ns)
+            last_ns = until_ns = replay.start.monotonic_ns + round(self.at_seconds * 1e9)
+        elif self.peak or self.at_cleanup:
+            until_sequence, last_ns = self._named(replay.run())
+            if recording.is_aggregated and self.at_cleanup:
+                return replay
+            replay = Replay(recording)
+        stops = () if along is None else along.stops(recording, last_ns)
         on_stop = (lambda: None) if along is None else functools.partial(along.take, replay)
-        replay.run(until_ns=until_ns, until_sequence=until_sequence, stops_ns=stops, on_stop=on_stop)
-        if self.at_cleanup and replay.heap.eal.at_cleanup is None:
+        return replay.run(until_ns=until_ns, until_sequence=until_sequence, stops_ns=stops, on_stop=on_stop)
+
+    def _named(self, whole: Replay) -> tuple[int, int | None]:
+        """The number of the event of the moment that has a name, and its time if that is known already. Raises BadUsage."""
+        if self.peak:
+            peak = whole.heap.map.peak
+            return peak.sequence, peak.timestamp_ns
+        if whole.heap.eal.at_cleanup is None:
             raise BadUsage(
                 "The program never called rte_eal_cleanup.", "Without --at-cleanup, what is live at the end is shown."
             )
-        return replay
+        return whole.heap.eal.cleanup_sequence or 0, None
 
     def moment(self, recording: Recording, *, along: Along | None = None) -> tuple[Replay, Moment]:
-        """That moment, and the session up to it, or beyond it where it is --at-cleanup. Raises BadUsage, NotRecorded."""
+        """That moment, and the session up to it. Raises BadUsage, NotRecorded."""
         if self.temporary is not None:
             replay = Replay(recording)
             rows = self._freed_soon(replay, self.temporary)

@@ -12,7 +12,7 @@ from frida_rtetrack.errors import DamagedRecording
 from frida_rtetrack.recording.columns import pack, unpack
 from frida_rtetrack.tracking.map import BLOCK_DTYPE
 
-MOST_ROWS = 1 << 28
+MOST_ROWS = 1 << 26
 Rows = NDArray[np.void]
 """BLOCK_DTYPE (n,)."""
 
@@ -54,7 +54,7 @@ def unpack_rows(raw: Any) -> Rows:
             column = columns[name].astype(f"<u{kind.itemsize}")
             rows[name] = column != 0 if kind == np.bool_ else column.view(kind)
         return rows
-    except (msgspec.DecodeError, KeyError, ValueError, TypeError):
+    except (msgspec.DecodeError, KeyError, ValueError, TypeError, MemoryError):
         raise DamagedRecording("Blocks that cannot be read.") from None
 
 

@@ -18,6 +18,7 @@ KINDS: dict[type[Finding], str] = {LostFinding: "lost", FreeSpace: "free space"}
 """What the table `findings` calls each."""
 
 Some = TypeVar("Some")
+_MOST_SECONDS = 1e9
 
 
 def kind_of(kind: type[Any]) -> str:
@@ -33,7 +34,10 @@ def pack(finding: Finding) -> bytes:
 def unpack(raw: bytes, kind: type[Some]) -> Some:
     """What `pack` was given. Raises DamagedRecording."""
     try:
-        return msgspec.msgpack.decode(raw, type=kind, dec_hook=_as_rows)
+        found = msgspec.msgpack.decode(raw, type=kind, dec_hook=_as_rows)
+        if isinstance(found, LostFinding) and not 0 <= found.seconds + found.longest_stop_s < _MOST_SECONDS:
+            raise ValueError("it took no such time")
+        return found
     except (msgspec.DecodeError, ValueError, TypeError) as error:
         raise DamagedRecording(f"A finding cannot be read: {error}") from None
 

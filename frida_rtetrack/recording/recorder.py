@@ -8,7 +8,6 @@ goes on.
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import sqlite3
 import threading
@@ -29,7 +28,7 @@ from frida_rtetrack.recording.findings import Finding
 from frida_rtetrack.stream.events import EventBatch, Times, threads
 from frida_rtetrack.stream.pump import Subscriber
 from frida_rtetrack.stream.ring import SessionMemory
-from frida_rtetrack.symbols.elf import ElfError, ElfFile
+from frida_rtetrack.symbols.elf import ElfError, open_elf
 from frida_rtetrack.symbols.names import Names
 from frida_rtetrack.symbols.symbolizer import Module
 from frida_rtetrack.target.target import Target
@@ -377,7 +376,7 @@ class Recorder(Subscriber):
         """Of the file as that process sees it, or as we do."""
         for candidate in (f"/proc/{self._processes.pid_of(process)}/root{path}", path):
             try:
-                return ElfFile(os.open(candidate, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)).build_id
+                return open_elf(candidate).build_id
             except (OSError, ValueError, ElfError):
                 continue
         return None

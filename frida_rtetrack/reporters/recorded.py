@@ -96,7 +96,10 @@ def leak_report(found: LeakReport, limit: int) -> Iterator[str]:
     if found.at_cleanup is not None:
         yield from leaks(found.at_cleanup)
     yield from growing(found.growing, limit)
-    yield from held(found.still_held, limit)
+    if found.at_cleanup is not None and found.at_cleanup.call_sites == found.still_held.call_sites != ():
+        yield "Still held: all of what was not freed at rte_eal_cleanup, and nothing else."
+    else:
+        yield from held(found.still_held, limit)
     for what, (blocks, size_bytes) in (("EAL's own", found.eal), ("that a suppression names", found.suppressed)):
         if blocks:
             yield f"Left out: {size(size_bytes)} in {count(blocks, 'block')}, {what}."
@@ -171,7 +174,7 @@ def _time(seconds: float) -> str:
 
 
 def _bar(value: int, most: int) -> str:
-    return "█" * max(round(value / most * _BAR), 1)
+    return "█" * min(max(round(value / (most or 1) * _BAR), 1), _BAR)
 
 
 def difference(found: Difference, limit: int) -> Iterator[str]:

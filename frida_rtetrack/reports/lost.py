@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -19,16 +19,12 @@ Rows = NDArray[np.void]
 """BLOCK_DTYPE (n,)."""
 
 
-@dataclass(frozen=True, slots=True)
-class LostFinding:
-    """What was judged at one moment, as a recording keeps it; blocks that rte_eal_init allocated are counted only."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """How it was found out, and what was found besides; blocks that rte_eal_init allocated are counted only."""
 
     at_ns: int
     """Monotonic."""
-    lost: Rows
-    """Nothing points to them but lost blocks."""
-    indirectly_lost: Rows
-    """Only lost blocks point to them: they go with those."""
     held: int
     """Blocks that something points to."""
     eal: int
@@ -42,6 +38,16 @@ class LostFinding:
     """Threads whose registers could not be looked at."""
     longest_stop_s: float
     """0: no thread was stopped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostFinding(Judgement):
+    """What was judged at one moment, as a recording keeps it."""
+
+    lost: Rows
+    """Nothing points to them but lost blocks."""
+    indirectly_lost: Rows
+    """Only lost blocks point to them: they go with those."""
 
 
 def finding(judged: Judged, eal_ranges: Sequence[tuple[int, int]], *, complete: bool, at_ns: int) -> LostFinding:
@@ -72,22 +78,12 @@ class Share:
     """Most bytes first."""
 
 
-@dataclass(frozen=True, slots=True)
-class LostReport:
-    """The live blocks by who holds them; those that rte_eal_init allocated are apart. Fields as in LostFinding."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostReport(Judgement):
+    """The same by call site."""
 
     lost: Share
     indirectly_lost: Share
-    held: int
-    eal: int
-    complete: bool
-    looks: int
-    seconds: float
-    read_bytes: int
-    unseen_threads: int
-    longest_stop_s: float
-    at_ns: int = 0
-    """When it was judged, monotonic."""
     freed_since: int = 0
     """Blocks that were called lost and were freed afterwards: somebody had a pointer. They are left out above."""
 
@@ -110,20 +106,8 @@ def report(
         still = rows if live is None else rows[among(rows, live)]
         freed_since += rows.size - still.size
         kept.append(share(passes(still), names))
-    return LostReport(
-        lost=kept[0],
-        indirectly_lost=kept[1],
-        held=found.held,
-        eal=found.eal,
-        complete=found.complete,
-        looks=found.looks,
-        seconds=found.seconds,
-        read_bytes=found.read_bytes,
-        unseen_threads=found.unseen_threads,
-        longest_stop_s=found.longest_stop_s,
-        at_ns=found.at_ns,
-        freed_since=freed_since,
-    )
+    how = {each.name: getattr(found, each.name) for each in fields(Judgement)}
+    return LostReport(lost=kept[0], indirectly_lost=kept[1], freed_since=freed_since, **how)
 
 
 def among(rows: Rows, others: Rows) -> NDArray[np.bool_]:

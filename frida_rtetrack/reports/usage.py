@@ -145,7 +145,7 @@ class UsageCounter:
         for power, allocations, size_bytes in state.sizes:
             if 0 <= power < len(counter._sizes):
                 counter._sizes[power] = allocations & _U64, size_bytes & _U64
-        counter._lifetimes.update(state.lifetimes)
+        counter._lifetimes.update({power: count for power, count in state.lifetimes.items() if 0 <= power < 20})
         for name, counts in state.by.items():
             if name in counter._by:
                 counter._by[name].take(counts)

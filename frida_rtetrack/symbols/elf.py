@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import lzma
 import os
+import stat
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,6 +55,15 @@ _SYMBOL = {
 
 class ElfError(Exception):
     """The file is no ELF file, or a damaged one."""
+
+
+def open_elf(path: str) -> ElfFile:
+    """The ELF file at `path`. Raises OSError, ValueError (no path), and ElfError where there is something else."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not block us
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ElfError("no regular file")
+    return ElfFile(descriptor)
 
 
 @dataclass(frozen=True, slots=True)

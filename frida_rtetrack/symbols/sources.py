@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from frida_rtetrack.symbols.elf import ElfError, ElfFile
+from frida_rtetrack.symbols.elf import ElfError, ElfFile, open_elf
 
 FIND = "debuginfod-find"
 FIND_SECONDS = 120.0
@@ -122,13 +121,6 @@ class Sources:
 def _open(path: str) -> ElfFile | None:
     """The ELF file at `path`, None where there is none."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, ValueError):
-        return None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        return None
-    try:
-        return ElfFile(descriptor)
-    except ElfError:
+        return open_elf(path)
+    except (OSError, ValueError, ElfError):
         return None

@@ -14,7 +14,6 @@ import bisect
 import functools
 import os
 import re
-import stat
 import threading
 import weakref
 import zlib
@@ -27,7 +26,7 @@ from symbolic.exceptions import SymbolicError
 
 from frida_rtetrack.stream.events import MODULE_LOADED
 from frida_rtetrack.symbols.demangle import demangle
-from frida_rtetrack.symbols.elf import ElfError, ElfFile, Symbol, SymbolTable
+from frida_rtetrack.symbols.elf import ElfError, ElfFile, Symbol, SymbolTable, open_elf
 from frida_rtetrack.symbols.sources import Sources
 
 DEBUG_DIRECTORIES = ("/usr/lib/debug",)
@@ -286,16 +285,11 @@ class _Files:
         """The ELF file at `path`, or None if there is none that can be read."""
         for candidate in (self._root + path, path):
             try:
-                descriptor = os.open(candidate, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO must not block us
-            except (OSError, ValueError):
-                continue
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                os.close(descriptor)
-                return None
-            try:
-                return ElfFile(descriptor)
+                return open_elf(candidate)
             except ElfError:
                 return None
+            except (OSError, ValueError):
+                continue
         return None
 
 

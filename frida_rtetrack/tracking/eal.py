@@ -77,6 +77,8 @@ class EalLife(Subscriber):
         """[first, last) event numbers of the calls of rte_eal_init."""
         self.at_cleanup: NDArray[np.void] | None = None
         """What was live when the last process that has the heap called rte_eal_cleanup, BLOCK_DTYPE (n,)."""
+        self.cleanup_sequence: int | None = None
+        """Number of the event at which that was."""
         self.last_leaves: list[bool] = []
         """Of each target that called rte_eal_cleanup, in order: whether no other one had the heap still."""
         self.owner = HeapOwner.UNSEEN if tracking.complete else HeapOwner.TARGET
@@ -106,7 +108,10 @@ class EalLife(Subscriber):
         elif kind is Mark.EAL_INIT_ENDED and self.init_ranges:
             self.init_ranges[-1] = (self.init_ranges[-1][0], self._tracking.events)
         elif kind is Mark.EAL_CLEANUP_STARTED and self.owner is HeapOwner.CHILD:
-            self.at_cleanup = self._tracking.live()
+            self._look_at_cleanup()
+
+    def _look_at_cleanup(self) -> None:
+        self.at_cleanup, self.cleanup_sequence = self._tracking.live(), self._tracking.events - 1
 
     def _take_of(self, target: HeapUser, kind: Mark, argument: int, mark: np.void) -> None:
         if kind is Mark.EAL_INIT_ENDED:
@@ -117,7 +122,7 @@ class EalLife(Subscriber):
                 target.space.heap_regions.append(region)
         elif kind is Mark.EAL_CLEANUP_STARTED:
             if self._leaves_last(target):
-                self.at_cleanup = self._tracking.live()
+                self._look_at_cleanup()
         elif kind is Mark.EAL_CLEANUP_ENDED:
             target.cleaned_up = True
 

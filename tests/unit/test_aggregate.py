@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import rows as made_up_rows
 from rig import Rig
+from test_leaks import finding
 from test_recording import ENDING, HEAP, addresses, recorded, replayed, steps, tell
 from test_recording import rows as sorted_rows
 from written import allocated, busy, freed, mark, wait_until
@@ -27,6 +28,7 @@ from frida_rtetrack.recording.reader import Recording
 from frida_rtetrack.recording.recorder import Recorder
 from frida_rtetrack.recording.replay import Replay
 from frida_rtetrack.recording.series import history
+from frida_rtetrack.reports.freespace import FreeSpace, HeapSpace
 from frida_rtetrack.reports.usage import UsageCounter
 from frida_rtetrack.stream.events import Mark
 from frida_rtetrack.tracking.heap import HeapOwner
@@ -94,6 +96,10 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rig.processes.targets[1].is_tracked = False
     rig.write(allocated(HEAP, 300), allocated(HEAP + 4096, 50), freed(HEAP + 4096), freed(HEAP + 4096))
     rig.write(mark(Mark.EAL_CLEANUP_STARTED), freed(HEAP), mark(Mark.EAL_CLEANUP_ENDED), allocated(HEAP + 128, 7))
+    assert rig.session.recorder is not None
+    live = rig.map.live()
+    rig.session.recorder.note(finding(live, live[:0], at_ns=1))
+    rig.session.recorder.note(FreeSpace(1, (HeapSpace(0, 9, 1, 5, 1, 0, ((256, 1, 5),)),), True, 3))
     recorded(rig)
     return folder / "run.rtrec"
 
@@ -198,20 +204,20 @@ def test_blocks_that_are_damaged_are_damaged(noise: bytes, place: int, bit: int)
             pass
 
 
-def test_a_series_that_is_damaged_is_said_and_read_as_far_as_it_goes(short: Path, tmp_path: Path) -> None:
-    whole = short.read_bytes()
-    random = np.random.default_rng(2)
-    for _ in range(150):
+@pytest.mark.parametrize("command", [("leaks",), ("stats", "--json"), ("table", "--at-cleanup")])
+def test_what_is_damaged_is_said_in_a_sentence(short: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
+    whole, path = short.read_bytes(), tmp_path / "wrong"
+    random = np.random.default_rng(len(command[0]))
+    for _ in range(60):
         wrong = bytearray(whole)
         for place in random.integers(0, 8 * len(whole), 12).tolist():
             wrong[place // 8] ^= 1 << place % 8
-        path = tmp_path / "wrong"
         path.write_bytes(wrong)
+        result = run(*command, path)
+        assert result.exception is None or isinstance(result.exception, RtetrackError), result.exception
         try:
             with Recording(path) as recording:
-                replay = Replay(recording).run()
-                replay.summary().as_json()
-                history(recording, replay.start)
+                history(recording, Replay(recording).start)
         except RtetrackError:
             pass
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,10 @@ NAMES = cast(Names, MadeUpNames({1: stack("parse", "main"), 2: stack("cache_fill
 
 
 def finding(lost: Any, indirectly: Any, at_ns: int = 5) -> LostFinding:
-    return LostFinding(at_ns, lost, indirectly, 7, 2, True, 4, 0.5, 1000, 0, 0.001)
+    return LostFinding(
+        **{"at_ns": at_ns, "lost": lost, "indirectly_lost": indirectly, "held": 7, "eal": 2, "complete": True},
+        **{"looks": 4, "seconds": 0.5, "read_bytes": 1000, "unseen_threads": 0, "longest_stop_s": 0.001},
+    )
 
 
 def test_lost_growing_and_held_are_told_apart_and_what_a_suppression_names_is_counted() -> None:
@@ -79,8 +83,8 @@ def test_a_block_that_was_freed_afterwards_was_not_lost() -> None:
 )
 def test_findings_come_back_as_they_were(one: findings.Finding) -> None:
     again = findings.unpack(findings.pack(one), type(one))
-    for name in one.__slots__:  # type: ignore[union-attr]
-        before, after = getattr(one, name), getattr(again, name)
+    for each in fields(one):
+        before, after = getattr(one, each.name), getattr(again, each.name)
         assert np.array_equal(before, after) if isinstance(before, np.ndarray) else before == after
 
 
