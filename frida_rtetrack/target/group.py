@@ -226,6 +226,10 @@ class TargetGroup:
         """The indexes in the process table of those that wrote `events`, (n,) like them."""
         return self.memory.processes_of_threads(threads(events))
 
+    def child_is_gone(self, number: int) -> bool:
+        """Whether the forked child with this index in the process table has ended, or is none that is known."""
+        return self.offspring.pid(number) not in self.offspring.living_pids()
+
     def refresh_spaces(self) -> None:
         """Learns anew what is mapped where."""
         for target in self.targets:
