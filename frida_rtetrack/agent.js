@@ -23,6 +23,7 @@ let session = null;
 function end(reason) {
   const ending = session;
   session = null;
+  closeDescriptor();
   ending?.stop(reason);
 }
 
@@ -55,7 +56,7 @@ rpc.exports = {
 
   // The host is about to unload us and reads on until we are gone: nothing needs to be dropped. What goes wrong is told.
   leave() {
-    session.hostReads = true;
+    if (session !== null) session.hostReads = true;
     end('leave');
   },
 

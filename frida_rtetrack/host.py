@@ -36,7 +36,7 @@ from frida_rtetrack.session import Session, put_together
 from frida_rtetrack.stream.work import WorkQueue
 from frida_rtetrack.symbols import dpdk
 from frida_rtetrack.symbols.names import Names
-from frida_rtetrack.target import process
+from frida_rtetrack.target import process, undoing
 from frida_rtetrack.target.agentoptions import check_options
 from frida_rtetrack.target.group import TargetGroup
 from frida_rtetrack.target.launch import launch
@@ -119,6 +119,7 @@ class Host:
         sharing = [process.find_process(str(other)) for other in also_attach]
         for pid in sharing:
             process.check_attachable(pid)
+        host.observer.step(f"starting {argv[0]}")
         gated = launch(path, argv, terminal=terminal, keep_orphans=host.options.follow_fork)
         try:
             host._begin(Target.launched(gated, argv))
@@ -157,10 +158,12 @@ class Host:
                 raise NoDpdk(
                     f"Process {INIT} is the system's init ({process.process_name(INIT)}), and has no DPDK in it."
                 )
+            host.observer.step(f"coming into process {pids[0]} at a moment that does it no harm")
             host._begin(Target.attach(pids[0]))
             host._join_all(pids[1:], pids)
         except BaseException:
-            host.close()
+            host._begun = False
+            undoing.undo(host.close)
             raise
         host._group.tell_hooks()
         return host
@@ -168,8 +171,10 @@ class Host:
     def _join_all(self, pids: Sequence[int], running: Sequence[int]) -> None:
         """Tracks `pids` too, and takes in what already lives in the heap of the `running` ones, which are tracked then."""
         for pid in pids:
+            self.observer.step(f"coming into process {pid} at a moment that does it no harm")
             self.join(pid)
         self._group.check_dpdk_was_found()
+        self.observer.step("reading what lives in DPDK's heap")
         self._group.look()
         self._session.heap.view.sharing_untracked = process.sharing_the_heap(running)
         self.baseline()
@@ -189,6 +194,7 @@ class Host:
     def _begin(self, target: Target) -> None:
         """Makes the session in the first target, and begins to read before anything is written."""
         self._start = Start.now()
+        self.observer.step("finding DPDK's functions, and the tables that stacks are read by")
         self._group.open_session(target)
         self._session = put_together(
             self._group,
@@ -257,7 +263,7 @@ class Host:
         """Takes the agents out of the targets, which run on at their old speed, and reads what they recorded until then."""
         if self._end.over.is_set() or not self._group.targets:
             return
-        if self.options.verify and self.hooks and not self._detaching and self._group.any_tracked():
+        if self.options.verify and self._begun and self.hooks and not self._detaching and self._group.any_tracked():
             try:
                 if self._session.heap.view.verify(at_end=True) is None:
                     self._told.problem("The heap could not be verified: this DPDK has no rte_malloc_dump_heaps.")

@@ -12,6 +12,9 @@ from frida_rtetrack.tracking.badfree import BadFreeReport
 class Observer:
     """What happens to a target, told on the host's threads. Override what is of interest; do not block for long."""
 
+    def step(self, what: str) -> None:
+        """What the host has begun to do to come into the program, as a phrase; some take their time."""
+
     def hooked(self, hooks: list[dict[str, str]]) -> None:
         """DPDK was found in a module and its functions are hooked ({function, module, address, how} each)."""
 

@@ -75,6 +75,7 @@ def put_together(
             tracking,
             group.ask,
             is_ours=lambda mark: group.of_event(mark) is not None,
+            of_owner=lambda mark: eal.is_of_owner(mark),
             owner=lambda: eal.owner,
             lock=pump.lock,
             ended=pump.ended,

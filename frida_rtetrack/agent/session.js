@@ -48,7 +48,7 @@ class Session {
     // What a child must not have, unless it is to be followed.
     this.ours = options.followFork ? [MADV_DONTDUMP] : [MADV_DONTFORK, MADV_DONTDUMP];
     this.memory = map(options.sessionBytes, MAP_SHARED, fd, this.ours);
-    system.close(fd);
+    closeDescriptor();
     this.ring = new RingPages(this.memory, options.populateBytes);
     this.tablesBytes = this.code.native('agent_tables_bytes', 'uint64', [])().toNumber();
     this.tables = map(this.tablesBytes, MAP_PRIVATE_ANONYMOUS, -1, this.ours);

@@ -62,11 +62,19 @@ function writeCode(address, words) {
 function createSessionMemory(name) {
   const { value: fd, errno } = libc('memfd_create', 'int', ['pointer', 'uint'])(Memory.allocUtf8String(name), 3); // MFD_CLOEXEC | MFD_ALLOW_SEALING
   if (fd < 0) throw new Error(`memfd_create failed (errno ${errno})`);
-  return fd;
+  return openDescriptor = fd;
+}
+
+// Of a session memory that no session has taken over: its start failed, or was never asked for.
+let openDescriptor = -1;
+
+function closeDescriptor() {
+  if (openDescriptor >= 0) system.close(openDescriptor);
+  openDescriptor = -1;
 }
 
 function openSessionMemory(path) {
   const { value: fd, errno } = libc('open', 'int', ['pointer', 'int'])(Memory.allocUtf8String(path), 0x80002); // O_RDWR | O_CLOEXEC
   if (fd < 0) throw new Error(`the session's memory, ${path}, cannot be opened here (errno ${errno}): another container or user?`);
-  return fd;
+  return openDescriptor = fd;
 }

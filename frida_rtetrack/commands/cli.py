@@ -24,16 +24,18 @@ from frida_rtetrack.commands.leakkinds import leak_kinds
 from frida_rtetrack.commands.leaving import ENDING, SignalWatch
 from frida_rtetrack.commands.moments import size, source_root_option
 from frida_rtetrack.commands.optionalvalue import OptionalValue
+from frida_rtetrack.commands.progress import ProgressReporter
 from frida_rtetrack.commands.prompt import Prompt
 from frida_rtetrack.commands.terminal import ProgramTerminal
 from frida_rtetrack.errors import BadUsage, NotLive, RtetrackError
 from frida_rtetrack.host import VERSION, Host
 from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_BUFFER_MIB, MAX_FRAMES, LeakKind, Options
 from frida_rtetrack.reporters import bars, json_file, outfile, sarif, streams, text
-from frida_rtetrack.reporters.console import ConsoleReporter, print_help_of
+from frida_rtetrack.reporters.console import print_help_of
 from frida_rtetrack.reports.gate import Gate, read_suppressions, suppressions_for
 from frida_rtetrack.reports.summary import Summary
 from frida_rtetrack.symbols.dpdk import NEEDED
+from frida_rtetrack.target import undoing
 from frida_rtetrack.target.engine import native_compiler
 from frida_rtetrack.target.launch import end_held
 from frida_rtetrack.target.target import Ending
@@ -41,6 +43,8 @@ from frida_rtetrack.target.target import Ending
 EXIT_TOOL_FAILED = 125
 """As env(1) and timeout(1) do: not a status that a program is likely to have of its own."""
 AGGREGATE_SECONDS = 60
+UNDOING_SECONDS = 10.0
+"""After a failure, for what has come into the program to leave it; what is still there then leaves by itself."""
 ARRIVING_SECONDS, LEAVING_SECONDS, LAST_WORDS_SECONDS = 1.0, 1.5, 0.4
 """From a signal to the moment when what goes on is given up: while coming, while leaving; and to say what is known then."""
 
@@ -192,7 +196,7 @@ class _Run:
         self._print_suppressions = print_suppressions
         self._options = Options(dump_path=dump_file, leak_check=leak_check, **tracking)
         self._summary_path = summary_path
-        self._reporter = ConsoleReporter(quiet=quiet)
+        self._reporter = ProgressReporter(quiet=quiet)
         self._quiet = quiet
         if quiet:
             bars.BARS.hide()
@@ -226,6 +230,7 @@ class _Run:
                 resume=False,
             ) as self._host,
         ):
+            self._reporter.arrived()
             if terminal is not None:
                 terminal.start()
             self._host.resume()
@@ -241,6 +246,7 @@ class _Run:
 
     def attach(self, targets: tuple[str, ...], duration: float | None) -> int:
         with self._signals(), Host.attach(targets, self._options, self._reporter) as self._host:
+            self._reporter.arrived()
             self._take_early_signals()
             self._stay(duration, None)
             self._host.detach()
@@ -278,6 +284,7 @@ class _Run:
         try:
             yield
         finally:
+            self._reporter.arrived()
             watch.stop()
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -432,4 +439,5 @@ def main() -> None:
             cli()
     except RtetrackError as error:
         print_help_of(error)
+        undoing.wait(UNDOING_SECONDS)
         sys.exit(EXIT_TOOL_FAILED)

@@ -48,6 +48,11 @@ static __attribute__((noinline)) int adopt_child(void) {
 /* Whether this process is not tracked: nothing then but to call the original. */
 #define OFF() (unlikely(!agent.on) && !adopt_child())
 
+/* A forked child that sets EAL up has a heap of its own, at which it takes a last look itself (--verify). */
+static void own_heap_begins(void) {
+    if (fork_follow.on && agent.dump_heaps == NULL) agent.dump_heaps = fork_follow.parent.dump_heaps;
+}
+
 /* From now on (not) every forked child records into this session too. */
 void agent_follow(int on) {
     publish_u32(&fork_follow.on, 0);

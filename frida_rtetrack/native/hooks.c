@@ -315,6 +315,7 @@ int hook_rte_eal_init(int argc, char **argv) {
     if (OFF()) return originals.rte_eal_init(argc, argv);
     atomic_add(&originals.uncounted, 1);
     atomic_add(&originals.wrapping, 1);
+    own_heap_begins();
     agent_mark(MARK_EAL_INIT_STARTED, 0);
     result = originals.rte_eal_init(argc, argv);
     agent_note_regions();

@@ -93,6 +93,9 @@ class _RecordedProcesses:
     def processes_of(self, events: EventBatch) -> NDArray[np.uint16]:
         return self._of_thread[threads(events)]
 
+    def child_is_gone(self, number: int) -> bool:
+        return False  # what followed from it is an amendment
+
 
 class Replay:
     """Replays `recording` from its beginning. Ask it when `run` has returned, or while it calls back."""
@@ -117,6 +120,7 @@ class Replay:
             tracking,
             _refuse,
             is_ours=lambda mark: processes.of_event(mark) is not None,
+            of_owner=eal.is_of_owner,
             owner=lambda: eal.owner,
             lock=threading.RLock(),
             ended=threading.Event(),

@@ -19,8 +19,10 @@ def at_the_end(heap: TrackedHeap, ending: Ending, *, replaced: bool, verify: boo
 
 def _why_unverified(heap: TrackedHeap, ending: Ending, replaced: bool) -> str | None:
     """Why there is no comparison; None where there is one, or where that was told."""
-    if heap.view.verified is not None or heap.view.without_heap or ending.why == "detached":
+    if heap.view.verified is not None or ending.why == "detached":
         return None
+    if heap.view.without_heap:
+        return "the process that ended had none, or a forked child has it (a daemon: --follow-fork)"
     if ending.signal is not None:
         return f"the program was ended by {ending.signal_name}, and could not be asked any more"
     if replaced:

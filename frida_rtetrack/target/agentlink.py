@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,8 @@ from frida_rtetrack.errors import AgentFailed, AgentTimeout, TargetEnded
 from frida_rtetrack.target.engine import agent_script
 
 CALL_SECONDS = 20.0
+MOST_TIMES = 10
+LOOK_SECONDS = 0.25
 HELD_OPTIONS: dict[str, Any] = {}
 """For a program that is held before it begins: nothing of it runs yet that Frida could disturb in coming."""
 SESSION_OPTIONS: dict[str, Any] = {"exit_monitor": False}
@@ -22,13 +26,29 @@ good for). Not `exceptor: "off"`: Frida's own guarded reads would crash the prog
 class AgentLink:
     """A loaded agent. Every call raises AgentTimeout, AgentFailed or TargetEnded instead of hanging or dying."""
 
-    def __init__(self, session: frida.Session, on_message: Callable[[dict[str, Any]], None]) -> None:
-        """Loads agent.js into `session`; what it sends goes to `on_message`, on a thread of Frida's."""
+    def __init__(
+        self,
+        session: frida.Session,
+        on_message: Callable[[dict[str, Any]], None],
+        late: Callable[[Any | None], None] = lambda result: None,
+    ) -> None:
+        """Loads agent.js into `session`; what it sends goes to `on_message`, on a thread of Frida's.
+
+        Raises AgentTimeout; the session must not be detached then before `late` is called: the program would crash.
+        """
         self._on_message = on_message
-        self._script = limited(lambda: session.create_script(agent_script(), name="rtetrack"))
+
+        def unload(script: Any | None) -> None:
+            try:
+                if script is not None:
+                    script.unload()
+            finally:
+                late(None)
+
+        self._script = limited(lambda: session.create_script(agent_script(), name="rtetrack"), late=unload)
         self._on_script_message = self._receive  # one object: `off` finds it again
         self._script.on("message", self._on_script_message)
-        limited(self._script.load)
+        limited(self._script.load, late=late)
 
     def _receive(self, message: Any, data: Any) -> None:
         if message["type"] == "send" and isinstance(message["payload"], dict):
@@ -36,9 +56,18 @@ class AgentLink:
         elif message["type"] == "error":
             self._on_message({"type": "error", "text": message.get("stack") or message["description"]})
 
-    def call(self, method: str, *arguments: Any, seconds: float = CALL_SECONDS) -> Any:
-        """Calls the agent's exported `method` (its name in snake_case). Bytes as the last argument go as they are."""
-        return limited(lambda: getattr(self._script.exports_sync, method)(*arguments), seconds)
+    def call(
+        self,
+        method: str,
+        *arguments: Any,
+        seconds: float = CALL_SECONDS,
+        working: Callable[[], object] = lambda: None,
+    ) -> Any:
+        """Calls the agent's exported `method` (its name in snake_case). Bytes as the last argument go as they are.
+
+        `working()` changes while the agent has something to do.
+        """
+        return limited(lambda: getattr(self._script.exports_sync, method)(*arguments), seconds, working=working)
 
     def unload(self, seconds: float) -> None:
         """Makes the agent undo everything and leave."""
@@ -49,30 +78,69 @@ class AgentLink:
         self._script.off("message", self._on_script_message)
 
 
-def limited(call: Callable[[], Any], seconds: float = CALL_SECONDS) -> Any:
-    """Runs `call`, for at most `seconds` (Frida has no time limit of its own), and returns its result."""
+def limited(
+    call: Callable[[], Any],
+    seconds: float = CALL_SECONDS,
+    *,
+    working: Callable[[], object] = lambda: None,
+    late: Callable[[Any | None], None] = lambda result: None,
+) -> Any:
+    """Runs `call` with a time limit (Frida has none of its own) and returns its result. Raises AgentTimeout, and as AgentLink.
+
+    `seconds` are those of an idle machine: where more wants to run than there are processors, each takes longer. The
+    limit begins anew whenever `working()` has another value, MOST_TIMES times at the most. What `call` returns when
+    nobody waits for it any more is handed to `late`, on another thread; None where it failed.
+    """
     outcome: list[Any] = []
+    lock = threading.Lock()
+    given_up = False
 
     def run() -> None:
         try:
-            outcome.append((call(), None))
+            came: tuple[Any, BaseException | None] = call(), None
         except BaseException as error:  # handed to the caller below
-            outcome.append((None, error))
+            came = None, error
+        with lock:
+            outcome.append(came)
+            nobody_waits = given_up
+        if nobody_waits:
+            late(came[0])
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(seconds)
-    if not outcome:
-        raise AgentTimeout(f"The agent did not answer within {seconds:.0f} seconds.")
+    _wait_for(thread, seconds * _crowd(), working)
+    with lock:
+        given_up = not outcome
+    if given_up:
+        raise AgentTimeout(f"The agent did not answer within {seconds * _crowd():.0f} seconds.")
     result, error = outcome[0]
     if error is None:
         return result
+    raise _as_ours(error) from error
+
+
+def _wait_for(thread: threading.Thread, seconds: float, working: Callable[[], object]) -> None:
+    begun = since = time.monotonic()
+    seen = working()
+    while thread.is_alive() and time.monotonic() - since < seconds:
+        thread.join(min(LOOK_SECONDS, seconds))
+        if time.monotonic() - begun < MOST_TIMES * seconds and (now := working()) != seen:
+            seen, since = now, time.monotonic()
+
+
+def _crowd() -> float:
+    """How many want each processor, at least one."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+def _as_ours(error: BaseException) -> BaseException:
+    """What Frida calls `error`, as a user of ours may meet it."""
     if isinstance(error, frida.TimedOutError):
-        raise AgentTimeout(f"Frida waited in vain: {error}.") from error
+        return AgentTimeout(f"Frida waited in vain: {error}.")
     if isinstance(
         error, (frida.InvalidOperationError, frida.TransportError, frida.ProtocolError, frida.ProcessNotFoundError)
     ):
-        raise TargetEnded(f"The process is gone ({error}).") from error
+        return TargetEnded(f"The process is gone ({error}).")
     if isinstance(error, (frida.RPCException, frida.NotSupportedError)):
-        raise AgentFailed(f"The agent failed: {error}") from error
-    raise error
+        return AgentFailed(f"The agent failed: {error}")
+    return error

@@ -84,6 +84,13 @@ class TargetGroup:
 
     def open_session(self, target: Target) -> None:
         """Makes the session memory in the first target, which has the agent then, but nothing hooked."""
+        try:
+            self._open_session(target)
+        except BaseException:
+            target.undo()
+            raise
+
+    def _open_session(self, target: Target) -> None:
         target.load(self._on_agent_message, self._on_frida_detached)
         in_target = target.call("create_session", process.SESSION_NAME)
         try:
@@ -109,9 +116,13 @@ class TargetGroup:
 
     def add(self, target: Target, *, executed: bool = False) -> None:
         """Lets another process write into the session memory. `executed`: it begins, and its heap is its own."""
-        target.load(self._on_agent_message, self._on_frida_detached)
-        in_target = target.call("join_session", f"/proc/{os.getpid()}/fd/{self._memory_fd}")
-        self._start_agent(target, in_target, executed=executed)
+        try:
+            target.load(self._on_agent_message, self._on_frida_detached)
+            in_target = target.call("join_session", f"/proc/{os.getpid()}/fd/{self._memory_fd}")
+            self._start_agent(target, in_target, executed=executed)
+        except BaseException:
+            target.undo()
+            raise
         self.targets.append(target)
 
     def hold_hooks(self) -> None:
@@ -214,6 +225,10 @@ class TargetGroup:
     def processes_of(self, events: EventBatch) -> NDArray[np.uint16]:
         """The indexes in the process table of those that wrote `events`, (n,) like them."""
         return self.memory.processes_of_threads(threads(events))
+
+    def child_is_gone(self, number: int) -> bool:
+        """Whether the forked child with this index in the process table has ended, or is none that is known."""
+        return self.offspring.pid(number) not in self.offspring.living_pids()
 
     def refresh_spaces(self) -> None:
         """Learns anew what is mapped where."""

@@ -242,6 +242,27 @@ def thread_exists(pid: int, tid: int) -> bool:
     return stat[stat.rindex(b")") + 2 : stat.rindex(b")") + 3] not in (b"Z", b"X", b"")
 
 
+def cpu_ticks(pid: int, name: str) -> int:
+    """What the threads of process `pid` with this name have run, in clock ticks."""
+    ticks = 0
+    for task in _tasks(pid):
+        try:
+            stat = Path(f"/proc/{pid}/task/{task}/stat").read_text(errors="replace")
+        except OSError:
+            continue
+        start, end = stat.index("("), stat.rindex(")")
+        if stat[start + 1 : end] == name:
+            ticks += sum(map(int, stat[end + 2 :].split()[11:13]))  # utime, stime: proc(5)
+    return ticks
+
+
+def _tasks(pid: int) -> list[str]:
+    try:
+        return os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return []
+
+
 def thread_name(pid: int, tid: int) -> str | None:
     """The name that thread `tid` has now, None where it is gone."""
     try:

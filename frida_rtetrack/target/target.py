@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from typing import Any
 
 import frida
 
-from frida_rtetrack.errors import AgentFailed, AgentTimeout, NoSuchProcess, NotLive, RtetrackError
-from frida_rtetrack.target import footprint, process
+from frida_rtetrack.errors import AgentFailed, AgentTimeout, NoSafeMoment, NoSuchProcess, NotLive, RtetrackError
+from frida_rtetrack.target import footprint, process, undoing
 from frida_rtetrack.target.addressspace import AddressSpace
 from frida_rtetrack.target.agentlink import HELD_OPTIONS, SESSION_OPTIONS, AgentLink, limited
 from frida_rtetrack.target.arrival.standin import AVAILABLE as arrival_is_known_here
@@ -27,6 +28,9 @@ ATTACH_RETRIES = 2
 UNLOAD_SECONDS = 30.0
 REAP_SECONDS = 5.0
 AGENT_GONE_SECONDS = 2.0
+GUARD_SECONDS = 10.0
+AGENT_THREAD = "gum-js-loop"
+"""The name of the thread that the agent's script runs on."""
 GONE_TOO_SECONDS = 0.3
 """Between the end of an agent's connection and that of its process."""
 
@@ -48,14 +52,27 @@ class Ending:
         return signal.Signals(self.signal).name if self.signal < 32 else f"signal {self.signal}"
 
 
-def _attach(pid: int, options: dict[str, Any]) -> frida.Session:
-    """Frida sometimes misses the stop of a thread that is in fork, or loses a connection that has just begun: once more."""
+def _attach(pid: int, options: dict[str, Any], given_up: threading.Event) -> frida.Session:
+    """Frida sometimes misses the stop of a thread that is in fork, or loses a connection that has just begun: once more.
+
+    Not by Frida's own Cancellable: the device can attach to no process any more after that ("already created").
+    """
     for _ in range(ATTACH_RETRIES):
         try:
             return frida.get_local_device().attach(pid, **options)
         except (frida.TimedOutError, frida.TransportError, frida.ProtocolError):
-            time.sleep(0.1)
+            if given_up.wait(0.1):
+                raise
     return frida.get_local_device().attach(pid, **options)
+
+
+def _send_away(pid: int, session: frida.Session | None, standin: StandIn | None) -> None:
+    """Has Frida leave, which came when nobody waited for it any more, and then the thread that it came by."""
+    if session is not None:
+        session.detach()
+        process.wait_for_agents_end(pid, AGENT_GONE_SECONDS)
+    if standin is not None:
+        standin.dismiss(frida_was_here=True)
 
 
 class Target:
@@ -75,6 +92,10 @@ class Target:
         self.session = session
         self.gated = gated
         self._standin = standin
+        self._settled = False
+        self._loaded = threading.Event()
+        """Not set while an agent is being loaded: Frida must not leave meanwhile."""
+        self._loaded.set()
         self.ours = gated is not None
         """Started by us, or by what we started."""
         self.number = 0
@@ -114,6 +135,8 @@ class Target:
             if standin is not None:
                 standin.keep_loader_free()
             session = cls._attach(pid, standin)
+        except AgentTimeout:  # Frida is still about to come by the stand-in, which is sent away when that has ended
+            raise
         except BaseException:
             if standin is not None:
                 standin.dismiss(frida_was_here=True)
@@ -124,11 +147,17 @@ class Target:
 
     @staticmethod
     def _attach(pid: int, standin: StandIn | None) -> frida.Session:
+        given_up = threading.Event()
+        whom, options = (pid, HELD_OPTIONS) if standin is None else (standin.tid, SESSION_OPTIONS)
         try:
             session: frida.Session = limited(
-                lambda: _attach(pid, HELD_OPTIONS) if standin is None else _attach(standin.tid, SESSION_OPTIONS)
+                lambda: _attach(whom, options, given_up),
+                late=lambda session: _send_away(pid, session, standin),
             )
             return session
+        except AgentTimeout:
+            given_up.set()
+            raise
         except frida.ProcessNotFoundError:
             raise NoSuchProcess(f"There is no process {pid}.") from None
         except frida.ProcessNotRespondingError:
@@ -152,10 +181,21 @@ class Target:
 
         self._on_detached = detached
         self.session.on("detached", detached)
-        self._agent = AgentLink(self.session, lambda message: on_message(self, message))
+        self._loaded.clear()
+        try:
+            self._agent = AgentLink(
+                self.session, lambda message: on_message(self, message), late=lambda result: self._loaded.set()
+            )
+        except AgentTimeout:
+            raise  # it is being loaded still
+        except BaseException:
+            self._loaded.set()
+            raise
+        self._loaded.set()
 
     def settle(self) -> None:
         """The agent has begun: the program may load libraries again."""
+        self._settled = True
         if self._standin is not None:
             self._standin.settle()
         try:
@@ -168,7 +208,7 @@ class Target:
         """Calls the agent. Raises RtetrackError."""
         if self._agent is None or self.detached:
             raise NotLive(f"Process {self.pid} is not being tracked any more.")
-        return self._agent.call(method, *arguments)
+        return self._agent.call(method, *arguments, working=lambda: process.cpu_ticks(self.pid, AGENT_THREAD))
 
     @property
     def is_tracked(self) -> bool:
@@ -197,9 +237,8 @@ class Target:
 
     def unload(self) -> RtetrackError | None:
         """Takes the agent out and lets go of the process. Returns what went wrong."""
-        problem = None
-        if self._standin is not None:
-            self._standin.guard()
+        self._loaded.wait(UNLOAD_SECONDS)
+        problem = self._guard() if self._settled else None  # from its beginning on, the stand-in is
         if self._agent is not None and not self.detached:
             try:
                 self._agent.call("leave", seconds=UNLOAD_SECONDS)
@@ -214,6 +253,27 @@ class Target:
         process.wait_for_agents_end(self.pid, AGENT_GONE_SECONDS)
         self._dismiss_standin()
         return problem
+
+    def _guard(self) -> RtetrackError | None:
+        """Has the stand-in on guard and the loader free while Frida leaves; where a library is loaded without end, without."""
+        deadline = time.monotonic() + GUARD_SECONDS
+        while self._standin is not None:
+            try:
+                self._standin.guard()
+                break
+            except NoSafeMoment as error:
+                if time.monotonic() > deadline:
+                    return error
+        return None
+
+    def undo(self) -> None:
+        """Takes out what of it has come into the process, after a failure; in the background if it must be."""
+
+        def leave() -> None:
+            self.unload()
+            self.close()
+
+        undoing.undo(leave)
 
     def _dismiss_standin(self) -> None:
         if self._standin is not None:

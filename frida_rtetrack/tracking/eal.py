@@ -52,6 +52,9 @@ class Processes(Protocol):
     def processes_of(self, events: EventBatch) -> NDArray[np.uint16]:
         """The indexes in the process table of those that wrote `events`."""
 
+    def child_is_gone(self, number: int) -> bool:
+        """Whether the forked child with this index in the process table has ended."""
+
 
 def allocated_in(live: NDArray[np.void], ranges: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
     """Which of the live blocks, BLOCK_DTYPE (n,), were allocated by an event of one of `ranges` [first, last)."""
@@ -83,6 +86,7 @@ class EalLife(Subscriber):
         """Of each target that called rte_eal_cleanup, in order: whether no other one had the heap still."""
         self.owner = HeapOwner.UNSEEN if tracking.complete else HeapOwner.TARGET
         """A map that is not complete was begun in the middle: what is there is the target's."""
+        self._owning_child: int | None = None
         self._tracking = tracking
         self._processes = processes
         self._later = later
@@ -95,12 +99,30 @@ class EalLife(Subscriber):
         if kind is Mark.EAL_INIT_STARTED:
             if target is not None:
                 self.owner = HeapOwner.TARGET
-            elif self.owner is HeapOwner.UNSEEN:
-                self.owner = HeapOwner.CHILD
+            elif self.owner is not HeapOwner.TARGET:
+                self._take_over(mark)
         if target is not None or self.owner is HeapOwner.CHILD:
             self._take(kind)
         if target is not None:
             self._take_of(target, kind, argument, mark)
+
+    def is_of_owner(self, mark: np.void) -> bool:
+        """Whether the forked child wrote it whose the heap is."""
+        if self.owner is not HeapOwner.CHILD or self._processes.of_event(mark) is not None:
+            return False
+        return self._owning_child in (None, self._process_of(mark))
+
+    def _process_of(self, mark: np.void) -> int:
+        return int(self._processes.processes_of(mark.reshape(1))[0])
+
+    def _take_over(self, mark: np.void) -> None:
+        """A forked child sets EAL up. If another one had, which has ended, its heap has ended with it."""
+        child = self._process_of(mark)
+        if self._owning_child not in (None, child):
+            if not self._processes.child_is_gone(self._owning_child):
+                return
+            self._tracking.forget_all()
+        self.owner, self._owning_child = HeapOwner.CHILD, child
 
     def _take(self, kind: Mark) -> None:
         if kind is Mark.EAL_INIT_STARTED and len(self.init_ranges) < CALLS_KEPT:

@@ -26,7 +26,6 @@ ARRIVAL_SECONDS = 60.0
 """For what is in the ring already when the agent has answered: far more than a busy machine needs."""
 VERIFY_ROUNDS = 5
 VERIFY_PAUSE_SECONDS = 0.02
-UNVERIFIED = "The heap was not verified at the end: the process that ended had none, or a forked child has it (a daemon: --follow-fork)."
 
 
 class HeapView(Subscriber):
@@ -38,6 +37,7 @@ class HeapView(Subscriber):
         ask: Callable[..., Any],
         *,
         is_ours: Callable[[np.void], bool],
+        of_owner: Callable[[np.void], bool] = lambda mark: False,
         owner: Callable[[], HeapOwner],
         lock: threading.RLock,
         ended: threading.Event,
@@ -47,7 +47,8 @@ class HeapView(Subscriber):
     ) -> None:
         """`ask("snapshot", number)` has an agent put a snapshot into the stream; it raises RtetrackError.
 
-        `is_ours(mark)`: whether a target wrote it, not a forked child; `owner()`: whose the heap is. `lock`, `ended`,
+        `is_ours(mark)`: whether a target wrote it, not a forked child; `of_owner(mark)`: whether the child did
+        whose the heap is; `owner()`: whose it is. `lock`, `ended`,
         `deaf`: the pump's. `later(what, task)` has a task run where it may wait. `on_problem` is told of a loss, and of
         what could not be healed or verified.
         """
@@ -56,7 +57,7 @@ class HeapView(Subscriber):
         self.verified: HeapDifference | None = None
         """What the one at the end found, by the agent when the program ended, or when it was let go."""
         self.without_heap = False
-        """At the end there was no heap to compare with, which was told."""
+        """A process that ended had none to compare with."""
         self.sharing_untracked: tuple[int, ...] = ()
         """Processes that have the same heap and are not tracked: its blocks come and go unseen."""
         self.calls_unseen = False
@@ -66,6 +67,7 @@ class HeapView(Subscriber):
         self._tracking = tracking
         self._ask = ask
         self._is_ours = is_ours
+        self._of_owner = of_owner
         self._owner = owner
         self._lock = lock
         self._ended = ended
@@ -182,7 +184,8 @@ class HeapView(Subscriber):
     def on_mark(self, mark: np.void) -> None:
         """A snapshot begins, has its moment, or has arrived."""
         kind, argument = mark_of(mark)
-        if not self._is_ours(mark):
+        by_child = self._of_owner(mark)
+        if not (by_child or self._is_ours(mark)):
             return
         if kind is Mark.BASELINE_STARTED:
             self._arriving = self._awaited.get(argument) or HeapSnapshot(inserts=argument in self.inserting)
@@ -191,14 +194,12 @@ class HeapView(Subscriber):
             self._arriving.live = self._tracking.live_set()
         elif kind is Mark.BASELINE_ENDED and self._arriving is not None:
             if self._arriving.live is not None:  # else no agent wrote it: there is nothing to compare
-                self._take(self._arriving, final=argument == FINAL_BASELINE)
+                self._take(self._arriving, final=argument == FINAL_BASELINE, by_child=by_child)
             self._arriving = None
 
-    def _take(self, snapshot: HeapSnapshot, *, final: bool) -> None:
+    def _take(self, snapshot: HeapSnapshot, *, final: bool, by_child: bool) -> None:
         snapshot.difference = snapshot.compare(self._tracking)
-        if final and not self._had_a_heap(snapshot.difference):
-            if not self.without_heap:  # a program may look at it more than once on its way out
-                self._later("unverified", lambda: self._on_problem(UNVERIFIED))
+        if final and not (by_child or self._had_a_heap(snapshot.difference)):
             self.without_heap = True
         elif final:
             self.last = self.verified = snapshot.difference

@@ -242,6 +242,12 @@ class TrackingMap:
         addresses = np.array([block.address for block in blocks], np.uint64)
         return self._forget(addresses, np.array([block.sequence for block in blocks], np.uint64))
 
+    def forget_all(self) -> int:
+        """The same of every block: the heap has gone. Returns how many were live."""
+        with self._lock:
+            live = self.live()
+            return self._forget(live["address"], live["sequence"])
+
     def amend(self, amendment: Amendment) -> None:
         """Does once more what `on_amended` was told of."""
         if amendment.what == "baseline":

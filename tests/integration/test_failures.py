@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tracked import Runner
+from tracked import Runner, eventually, foreign_mappings
 
 from frida_rtetrack import Host
-from frida_rtetrack.errors import NoDpdk, NoSuchProcess, TargetEnded
+from frida_rtetrack.errors import AgentTimeout, NoDpdk, NoSuchProcess, TargetEnded
+from frida_rtetrack.target import agentlink, target
 from frida_rtetrack.target.launch import launch
 from frida_rtetrack.target.target import Target
 
@@ -75,3 +76,57 @@ def test_also_attach_of_what_is_not_there_or_has_no_dpdk_starts_nothing(runner: 
     assert other.alive
     assert not left.exists()
     assert time.monotonic() - started < 2 * AT_ONCE_S
+
+
+QUESTIONS = ("Frida's coming", "making the script", "loading it", "making the session", "its start")
+
+
+def _is_as_before(pid: int, before: dict[str, int]) -> bool:
+    return not foreign_mappings(pid) and _has(pid) == before
+
+
+def _has(pid: int) -> dict[str, int]:
+    return {what: len(os.listdir(f"/proc/{pid}/{what}")) for what in ("task", "fd")}
+
+
+def test_whatever_takes_too_long_while_attaching_is_undone_and_the_program_can_be_attached_to_again(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = runner.start_ready("waiter")
+    before = _has(program.pid)
+    limited = agentlink.limited
+    for number, question in enumerate(QUESTIONS):
+        asked: list[str] = []
+
+        def too_late(call: Any, seconds: float = 20.0, *, number: int = number, asked: Any = asked, **more: Any) -> Any:
+            asked.append("")
+            return limited(call, 0.0 if len(asked) == number + 1 else seconds, **more)
+
+        monkeypatch.setattr(agentlink, "limited", too_late)
+        monkeypatch.setattr(target, "limited", too_late)
+        with pytest.raises(AgentTimeout):
+            Host.attach(program.pid)
+        eventually(lambda: _is_as_before(program.pid, before), seconds=20)
+        assert program.ask(f"say after {question}", "^said after")
+    monkeypatch.undo()
+    with Host.attach(program.pid) as host:
+        assert host.tracking.live_blocks > 0
+    assert program.finish() == 0
+
+
+def test_a_time_limit_grows_with_what_wants_to_run_and_while_there_is_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agentlink, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+
+    def slow() -> str:
+        time.sleep(0.4)
+        return "done"
+
+    with pytest.raises(AgentTimeout):
+        agentlink.limited(slow, 0.1)
+    assert agentlink.limited(slow, 0.1, working=time.monotonic) == "done"
+    monkeypatch.setattr(os, "getloadavg", lambda: (10.0 * (os.cpu_count() or 1), 0.0, 0.0))
+    assert agentlink.limited(slow, 0.1) == "done"
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    with pytest.raises(AgentTimeout):  # who works without end is not waited for without end
+        agentlink.limited(lambda: time.sleep(1.0), 0.02, working=time.monotonic)

@@ -59,6 +59,7 @@ class Processes:
         ]
         self.first = self.targets[0]
         self.writing = True
+        self.gone: set[int] = set()
         self.answer: Callable[[int], int | None] = lambda number: None
 
     def thread_alive(self, number: int, tid: int) -> bool:
@@ -79,6 +80,9 @@ class Processes:
 
     def processes_of(self, events: EventBatch) -> Any:
         return self.memory.processes_of_threads((events["size_and_thread"] >> np.uint64(SIZE_BITS)).astype(np.uint32))
+
+    def child_is_gone(self, number: int) -> bool:
+        return number in self.gone
 
     def refresh_spaces(self) -> None:
         pass
