@@ -25,6 +25,7 @@ STOREYS = (
     ("recording",),
     ("session",),
     ("inspection",),
+    ("questions",),
     ("host", "reporters"),
     ("commands",),
     ("__init__", "__main__"),
