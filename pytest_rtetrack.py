@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Argv = Sequence[str | os.PathLike[str]]
 TIMEOUT_SECONDS = 60.0
+_GATE = pytest.StashKey["Gate"]()
 _RUNS = pytest.StashKey[list["TrackedRun"]]()
 
 
@@ -47,7 +48,7 @@ class DpdkTracked:
 
     def __init__(self, node: pytest.Item) -> None:
         self._node = node
-        self._leak_check = _leak_kinds(node)
+        self._leak_check = frozenset(node.stash[_GATE].leak_check)
 
     def __call__(self, argv: Argv, *, options: Options | None = None, timeout: float = TIMEOUT_SECONDS) -> TrackedRun:
         """Runs `argv` to its end. The test fails where that takes more than `timeout` seconds."""
@@ -73,6 +74,7 @@ class DpdkTracked:
 @pytest.fixture
 def dpdk_tracked(request: pytest.FixtureRequest) -> DpdkTracked:
     """Runs programs tracked: `run = dpdk_tracked(["./app", "--no-huge"])`. The test fails on bad frees, and on what markers limit."""
+    request.node.stash[_GATE] = _gate(request.node)
     request.node.stash[_RUNS] = []
     return DpdkTracked(request.node)
 
@@ -109,14 +111,15 @@ def _failure(item: pytest.Item, run: TrackedRun) -> list[str]:
     from frida_rtetrack.reporters import text
     from frida_rtetrack.symbols.visible import visible
 
-    failures = _gate(item).failures(run.summary)
+    gate = item.stash[_GATE]
+    failures = gate.failures(run.summary)
     if not failures:
         return []
     found = run.summary
     lines = [f"{os.path.basename(found.argv[0])}: {' '.join(failures)}"]
     for bad in found.bad_frees:
         lines += text.bad_free(bad)
-    if found.leaks is not None and _leak_kinds(item):
+    if found.leaks is not None and gate.leak_check:
         lines += text.leaks(found.leaks)
     if found.leak_check is not None:
         lines += text.leak_check(found.leak_check)
@@ -124,19 +127,28 @@ def _failure(item: pytest.Item, run: TrackedRun) -> list[str]:
 
 
 def _gate(item: pytest.Item) -> Gate:
+    """What the markers and the configuration ask for. A mistake in them fails the test in a sentence."""
+    import click
+
+    from frida_rtetrack import RtetrackError
+    from frida_rtetrack.commands.leakkinds import leak_kinds
     from frida_rtetrack.commands.moments import size
     from frida_rtetrack.reports.gate import Gate, read_suppressions, suppression
 
     limit = item.get_closest_marker("limit_dpdk_memory")
+    kinds = [marker.args[0] if marker.args else "all" for marker in item.iter_markers("check_dpdk_leaks")]
+    kinds += [item.config.getoption("--dpdk-leak-check"), item.config.getini("dpdk_leak_check")]
     file = item.config.getini("dpdk_suppressions")
-    suppressions = read_suppressions(Path(item.config.rootpath, file)) if file else []
-    suppressions += [suppression(line) for marker in item.iter_markers("dpdk_suppressions") for line in marker.args]
-    return Gate(_leak_kinds(item), None if limit is None else size(str(limit.args[0])), suppressions)
-
-
-def _leak_kinds(item: pytest.Item) -> frozenset[Any]:
-    from frida_rtetrack.commands.leakkinds import leak_kinds
-
-    told = [marker.args[0] if marker.args else "all" for marker in item.iter_markers("check_dpdk_leaks")]
-    told += [item.config.getoption("--dpdk-leak-check"), item.config.getini("dpdk_leak_check")]
-    return frozenset().union(*(leak_kinds(kinds) for kinds in told if kinds))
+    try:
+        suppressions = read_suppressions(Path(item.config.rootpath, file)) if file else []
+        suppressions += [suppression(line) for marker in item.iter_markers("dpdk_suppressions") for line in marker.args]
+        return Gate(
+            frozenset().union(*(leak_kinds(str(each)) for each in kinds if each)),
+            None if limit is None else size(" ".join(map(str, limit.args))),
+            suppressions,
+        )
+    except RtetrackError as error:
+        wrong = f"{error} {error.hint}".rstrip()
+    except click.BadParameter as error:
+        wrong = error.message
+    pytest.fail(wrong, pytrace=False)

@@ -91,9 +91,9 @@ class LeakChecker(Subscriber):
         self._growing = growing
         self._lost: LostReport | None = None
         self._why_not_lost = NEVER_HELD
-        self._looked = threading.Event()
         self._look_lock = threading.Lock()
-        self._looks: list[threading.Thread] = []
+        self._looks: dict[HeapUser, threading.Thread] = {}
+        """Of each process that has waited: it does so once, however many marks say so."""
 
     # ---- lost
 
@@ -102,9 +102,9 @@ class LeakChecker(Subscriber):
         if mark_of(mark)[0] is not Mark.END_HELD or LeakKind.LOST not in self._kinds:
             return
         process = self._of_event(mark)
-        if process is not None:
+        if process is not None and process not in self._looks:
             look = threading.Thread(target=self._look_and_let_end, args=(process,), name="last look", daemon=True)
-            self._looks.append(look)
+            self._looks[process] = look
             look.start()
 
     def _look_and_let_end(self, process: HeapUser) -> None:
@@ -132,15 +132,15 @@ class LeakChecker(Subscriber):
                     raise NotLive("Another process that had the heap ended before, and what it held is not known.")
                 if self._owner() is HeapOwner.UNSEEN and not self._tracking.totals.allocations:
                     raise NotLive("The process that ended never had a heap of DPDK's.")
-                self._lost = self._found_in(self._users(), held=but_for is not None)
+                self._lost = self._found(held=but_for is not None)
             except RtetrackError as error:
                 self._why_not_lost = str(error)
 
-    def _found_in(self, users: Sequence[HeapUser], *, held: bool) -> LostReport:
-        """Raises RtetrackError, also where they did not stay as long as the search took: what they held is gone then."""
-        begun = time.monotonic()
+    def _found(self, *, held: bool) -> LostReport:
+        """Raises RtetrackError, also where who has the heap did not stay as long as the search took: what it held is gone."""
+        users, begun = [user for user in self._users() if not user.cleaned_up], time.monotonic()
         found = self._search()
-        if any(not user.is_tracked for user in users if user.hooks and not user.cleaned_up):
+        if any(user.cleaned_up or not user.is_tracked for user in users):
             raise NotLive("The program ended while its memory was searched.")
         if held and time.monotonic() - begun > HELD_SECONDS:
             raise NotLive("The search took longer than a program that ends is held for it.")
@@ -148,7 +148,7 @@ class LeakChecker(Subscriber):
 
     def wait(self) -> None:
         """Until a search that has begun has ended, in a program that is gone."""
-        for look in self._looks:
+        for look in tuple(self._looks.values()):
             look.join(LAST_LOOK_SECONDS)
 
     # ---- the answer

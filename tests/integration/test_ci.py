@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -93,3 +95,16 @@ def test_a_program_that_is_let_go_is_looked_at_before(runner: Runner) -> None:
     assert tracked.finish() == 99
     assert tracked.summary["lost"]["blocks"] == 3
     assert program.alive
+
+
+def test_a_program_that_ends_does_not_wait_for_a_host_that_is_stopped_or_gone(runner: Runner, engine: str) -> None:
+    program = runner.start_ready("waiter")
+    host = runner.attach(program.pid, options=["--engine", engine, *BOTH])
+    host.send_signal(signal.SIGSTOP)
+    begun = time.monotonic()
+    program.close_input()
+    assert program.wait(seconds=15) == 0
+    assert time.monotonic() - begun < 10
+    host.send_signal(signal.SIGCONT)
+    assert host.wait() == 99
+    assert host.summary["lost"] is None

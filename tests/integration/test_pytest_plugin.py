@@ -50,6 +50,10 @@ def test_while_it_runs(dpdk_tracked):
 def test_too_long(dpdk_tracked):
     dpdk_tracked(["{programs}/held"], timeout=0.5)
 
+@pytest.mark.limit_dpdk_memory("much")
+def test_mistake(dpdk_tracked):
+    dpdk_tracked([DEMO])
+
 def test_fails_by_itself(dpdk_tracked):
     dpdk_tracked([DEMO])
     assert 1 == 2
@@ -59,7 +63,7 @@ def test_fails_by_itself(dpdk_tracked):
 def test_programs_fail_a_test_by_what_is_found_in_them(pytester: pytest.Pytester, programs: Path) -> None:
     pytester.makepyfile(TESTS.replace("{programs}", str(programs)))
     ran = pytester.runpytest_subprocess("-v", "-p", "no:xdist", timeout=120)
-    ran.assert_outcomes(passed=4, failed=6)
+    ran.assert_outcomes(passed=4, failed=6, errors=1)
     output = ran.stdout.str()
     for passed in ("test_clean", "test_known_bad_frees", "test_known_lost", "test_while_it_runs"):
         assert f"::{passed} PASSED" in output
@@ -70,6 +74,7 @@ def test_programs_fail_a_test_by_what_is_found_in_them(pytester: pytest.Pytester
         "leaky: 624 bytes in 3 blocks leaked.",
         "bytes were live at the most, 102,400 are allowed.",
         "held did not end within 0.5 seconds.",
+        "'much' is no size: give bytes, or as in 64K, 10M, 1.5G.",
         "assert 1 == 2",
     ):
         assert told in output

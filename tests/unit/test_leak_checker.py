@@ -36,7 +36,10 @@ class Process:
 
 
 def after_the_end_of(
-    *processes: Process, search: Callable[[], LostReport] = lambda: FOUND, owner: HeapOwner = HeapOwner.TARGET
+    *processes: Process,
+    search: Callable[[], LostReport] = lambda: FOUND,
+    owner: HeapOwner = HeapOwner.TARGET,
+    marks: int = 1,
 ) -> Any:
     """What is known when the first of `processes` waited at its end."""
     checker = LeakChecker(
@@ -48,7 +51,8 @@ def after_the_end_of(
         search=search,
         growing=lambda: None,
     )
-    checker.on_mark(mark(Mark.END_HELD))
+    for _ in range(marks):
+        checker.on_mark(mark(Mark.END_HELD))
     checker.wait()
     return checker.result()
 
@@ -92,15 +96,27 @@ def test_what_would_be_called_lost_wrongly_is_not_told(
     assert found.as_json() == {"lost": None}
 
 
-def test_what_a_program_held_that_ended_while_it_was_searched_is_not_called_lost() -> None:
+@pytest.mark.parametrize(("what", "value"), [("is_tracked", False), ("cleaned_up", True)])
+def test_what_a_program_held_that_ended_while_it_was_searched_is_not_called_lost(what: str, value: bool) -> None:
     program = Process()
 
-    def killed_meanwhile() -> LostReport:
-        program.is_tracked = False
+    def gone_meanwhile() -> LostReport:
+        setattr(program, what, value)
         return FOUND
 
-    found = after_the_end_of(program, search=killed_meanwhile)
+    found = after_the_end_of(program, search=gone_meanwhile)
     assert found.lost is None and "ended while its memory was searched" in found.not_told[0]
+
+
+def test_however_often_a_program_says_that_it_ends_it_is_searched_once() -> None:
+    searched: list[int] = []
+
+    def search() -> LostReport:
+        searched.append(1)
+        return FOUND
+
+    after_the_end_of(Process(), search=search, marks=1000)
+    assert len(searched) == 1
 
 
 def test_a_program_that_never_waited_at_an_end_is_not_told() -> None:
