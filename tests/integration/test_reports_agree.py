@@ -126,7 +126,7 @@ def test_a_full_disk_ends_the_recording_and_neither_the_tracking_nor_the_program
         pytest.skip("a small file system takes root to mount")
     disk = runner.folder / "disk"
     disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=260k", "tmpfs", disk], check=True)
     try:
         tracked = runner.run("load", 1, 8, 6, runner.folder / "pulse", options=["-o", disk / "run.rtrec"])
         assert tracked.wait() == 0
