@@ -54,10 +54,9 @@ class Inspection:
         """What nobody will free, best evidence first."""
         judged = self._look_for_lost()
         eal, names = self._session.heap.eal, self._session.names
-        with self._session.pump.lock:
-            live, growing = self._tracking.live(), self._session.growth.growing(names)
+        growing = self._session.growth.growing(names)
         return leak_report(
-            live,
+            self._tracking.live(),
             names,
             eal.init_ranges,
             at_cleanup=eal.at_cleanup,

@@ -167,6 +167,9 @@ class _Run:
         self._tty = _tty_attributes()
         self._host: Host | None = None
         self._early_signals: list[int] = []
+        about_recording = self._options.record_aggregate_seconds, self._options.record_max_bytes
+        if about_recording != (None, None) and self._options.record is None and not self._with_prompt:
+            raise BadUsage("--aggregate and --max-size are about a recording.", "Name its file: -o FILE.")
         if summary_path is not None:
             json_file.check_writable(summary_path)
 

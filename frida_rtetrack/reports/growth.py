@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,6 +97,7 @@ class GrowthWatch(Subscriber):
         """Of `tracking`, from now on."""
         self._tracking = tracking
         self._curves = Curves()
+        self._lock = threading.Lock()
         self._step_s = _FIRST_STEP_S
         self._next = time.monotonic() + self._step_s
 
@@ -103,15 +106,19 @@ class GrowthWatch(Subscriber):
         now = time.monotonic()
         if now < self._next:
             return
-        self._curves.add(time.monotonic_ns(), self._tracking.call_sites()[:SITES_WATCHED])
-        if len(self._curves.at_ns) >= 2 * MOMENTS:
-            self._curves.thin()
-            self._step_s *= 2
+        sites = self._tracking.call_sites()[:SITES_WATCHED]
+        with self._lock:
+            self._curves.add(time.monotonic_ns(), sites)
+            if len(self._curves.at_ns) >= 2 * MOMENTS:
+                self._curves.thin()
+                self._step_s *= 2
         self._next = now + max(self._step_s, (time.monotonic() - now) / _COST_AT_MOST)
 
     def growing(self, names: Names) -> list[Growing]:
-        """The call sites that grew until the last look. To be asked while no events are applied."""
-        return self._curves.growing(names)
+        """The call sites that grew until the last look. Safe to ask from any thread."""
+        with self._lock:
+            curves = copy.deepcopy(self._curves)
+        return curves.growing(names)
 
 
 def evenly(start_ns: int, end_ns: int, count: int = MOMENTS) -> list[int]:
