@@ -49,6 +49,10 @@ def ways() -> dict[str, Way]:
         Way("native, allocations", (*TRACK, "--engine", "native", "--no-free-backtrace")),
         Way("native, both", (*TRACK, "--engine", "native")),
         Way("native, both, recorded", (*TRACK, "--engine", "native", "-o", str(BUILD / "bench.rtrec"), "--force")),
+        Way(
+            "native, both, --aggregate",
+            (*TRACK, "--engine", "native", "-o", str(BUILD / "bench.rtrec"), "--force", "--aggregate=1"),
+        ),
         *(
             Way(f"{name} (TinyCC)", (*TRACK, "--engine", "native", *without), (("RTETRACK_COMPILER", "tinycc"),))
             for name, without in (

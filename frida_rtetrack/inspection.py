@@ -13,7 +13,6 @@ from frida_rtetrack.reachability.seeker import Referrer, Seeker
 from frida_rtetrack.recording.findings import Finding
 from frida_rtetrack.reports import lost
 from frida_rtetrack.reports.freespace import FreeSpace, SpaceWatch, heap_space
-from frida_rtetrack.reports.growth import Growing
 from frida_rtetrack.reports.leakcheck import LeakCheck, LeakChecker
 from frida_rtetrack.reports.leaks import LeakReport, Suppression, leak_report
 from frida_rtetrack.reports.lost import LostFinding, LostReport
@@ -52,7 +51,7 @@ class Inspection:
                 of_event=group.of_event,
                 owner=lambda: session.heap.eal.owner,
                 search=self.leaks,
-                growing=self._growing,
+                growing=lambda: session.growth.growing(session.names),
             )
         )
         """To be subscribed: it looks when the program ends. None where no such check was asked for."""
@@ -90,10 +89,9 @@ class Inspection:
         """What nobody will free, best evidence first."""
         judged = self._look_for_lost()
         eal, names = self._session.heap.eal, self._session.names
-        with self._session.pump.lock:
-            live, growing = self._tracking.live(), self._growing() or ()
+        growing = self._session.growth.growing(names) or ()
         return leak_report(
-            live,
+            self._tracking.live(),
             names,
             eal.init_ranges,
             at_cleanup=eal.at_cleanup,
@@ -101,10 +99,6 @@ class Inspection:
             growing=growing,
             suppressions=suppressions,
         )
-
-    def _growing(self) -> list[Growing] | None:
-        with self._session.pump.lock:
-            return self._session.growth.growing(self._session.names)
 
     def _look_for_lost(self) -> LostFinding:
         judged = self._seeker.leaks()

@@ -215,6 +215,9 @@ class _Run:
         for path, what in ((summary_path, "summary"), (sarif_path, "SARIF file")):
             if path is not None:
                 json_file.check_writable(path, what)
+        about_recording = self._options.record_aggregate_seconds, self._options.record_max_bytes
+        if about_recording != (None, None) and self._options.record is None and not self._with_prompt:
+            raise BadUsage("--aggregate and --max-size are about a recording.", "Name its file: -o FILE.")
 
     def spawn(self, argv: tuple[str, ...], also_attach: tuple[str, ...], *, allow_no_dpdk: bool = False) -> int:
         self._spawned = True

@@ -273,7 +273,7 @@ class Prompt:
     def _leaks(self, words: list[str]) -> Iterator[str]:
         """leaks [N]              what nobody will free: lost, growing, still held; the N largest call sites of each (10)"""
         number = _number(words[0], "leaks takes a number.") if words else 10
-        yield from recorded.leak_report(self._host.leak_report(self._suppressions), number)
+        yield from recorded.leak_report(self._host.leak_report(self._suppressions), number, "leaks N")
 
     def _verify(self, words: list[str]) -> Iterator[str]:
         """verify                 compare the live set with DPDK's own list of busy blocks, at one moment"""

@@ -78,28 +78,28 @@ def tree(root: Node, *, least_share: float) -> Iterator[str]:
         yield f"{count(left_out, 'branch').replace('branchs', 'branches')} with less than {least_share:.1%} left out (--min-share)."
 
 
-def held(found: Share, limit: int) -> Iterator[str]:
+def held(found: Share, limit: int, more: str = "--limit") -> Iterator[str]:
     """What else is live."""
     yield f"Still held: {size(found.size_bytes)} in {count(found.blocks, 'block')}"
     for site in found.call_sites[:limit]:
         yield from call_site(site)
     if len(found.call_sites) > limit:
-        yield f"  ... and {count(len(found.call_sites) - limit, 'call site')} more (--limit)"
+        yield f"  ... and {count(len(found.call_sites) - limit, 'call site')} more ({more})"
 
 
-def leak_report(found: LeakReport, limit: int) -> Iterator[str]:
-    """What nobody will free, best evidence first."""
+def leak_report(found: LeakReport, limit: int, more: str = "--limit") -> Iterator[str]:
+    """What nobody will free, best evidence first. `more`: how to see more than `limit` call sites."""
     if found.lost is not None:
         yield from lost(found.lost, limit)
         if found.lost.freed_since:
             yield f"{count(found.lost.freed_since, 'block')} that seemed lost then {'was' if found.lost.freed_since == 1 else 'were'} freed since: left out."
     if found.at_cleanup is not None:
         yield from leaks(found.at_cleanup)
-    yield from growing(found.growing, limit)
+    yield from growing(found.growing, limit, more)
     if found.at_cleanup is not None and found.at_cleanup.call_sites == found.still_held.call_sites != ():
         yield "Still held: all of what was not freed at rte_eal_cleanup, and nothing else."
     else:
-        yield from held(found.still_held, limit)
+        yield from held(found.still_held, limit, more)
     for what, (blocks, size_bytes) in (("EAL's own", found.eal), ("that a suppression names", found.suppressed)):
         if blocks:
             yield f"Left out: {size(size_bytes)} in {count(blocks, 'block')}, {what}."

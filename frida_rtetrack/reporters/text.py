@@ -263,7 +263,7 @@ def leaks(found: Leaks) -> Iterator[str]:
         yield f"  ... and {count(len(found.call_sites) - LEAK_SITES, 'call site')} more"
 
 
-def growing(found: Sequence[Growing], limit: int) -> Iterator[str]:
+def growing(found: Sequence[Growing], limit: int, more: str = "--limit") -> Iterator[str]:
     """The call sites whose live blocks only increase, each with its curve."""
     if not found:
         yield "Growing: no call site has ever more live blocks."
@@ -276,7 +276,7 @@ def growing(found: Sequence[Growing], limit: int) -> Iterator[str]:
         )
         yield from stack(site.stack)
     if len(found) > limit:
-        yield f"  ... and {count(len(found) - limit, 'call site')} more (--limit)"
+        yield f"  ... and {count(len(found) - limit, 'call site')} more ({more})"
 
 
 def curve(values: Sequence[int]) -> str:

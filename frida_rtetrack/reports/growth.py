@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,6 +120,7 @@ class GrowthWatch(Subscriber):
         """Of `tracking`, from now on."""
         self._tracking = tracking
         self._curves = Curves()
+        self._lock = threading.Lock()
         self._step_s = _FIRST_STEP_S
         self._next_s = 0.0
 
@@ -132,15 +135,18 @@ class GrowthWatch(Subscriber):
 
     def _look(self) -> None:
         begun = time.monotonic()
-        self._curves.add(time.monotonic_ns(), self._tracking.call_sites()[:SITES_WATCHED])
-        if len(self._curves.at_ns) >= 2 * MOMENTS:
-            self._curves.thin_out()
-            self._step_s *= 2
+        sites = self._tracking.call_sites()[:SITES_WATCHED]
+        with self._lock:
+            self._curves.add(time.monotonic_ns(), sites)
+            if len(self._curves.at_ns) >= 2 * MOMENTS:
+                self._curves.thin_out()
+                self._step_s *= 2
         self._next_s = begun + max(self._step_s, (time.monotonic() - begun) / _COST_AT_MOST)
 
     def growing(self, names: Names) -> list[Growing] | None:
-        """The call sites that grew until the last look; None: too little was seen to tell. While no events are applied."""
-        spread = self._curves.evenly_spread()
+        """The call sites that grew until the last look; None: too little was seen to tell. Safe from any thread."""
+        with self._lock:
+            spread = copy.deepcopy(self._curves).evenly_spread()
         return spread.growing(names) if len(spread.at_ns) >= LEAST_MOMENTS else None
 
 

@@ -26,7 +26,7 @@ from frida_rtetrack.target import apart
 from frida_rtetrack.target.arrival import ptrace
 from frida_rtetrack.target.arrival.modules import AddressMap, Memory
 from frida_rtetrack.target.arrival.ptrace import NotStopped, Stopped, ThreadGone, TracedThread
-from frida_rtetrack.target.arrival.unwind import Frame, NoEnd, StackCopy, StackTooDeep, Unwinder
+from frida_rtetrack.target.arrival.unwind import Frame, StackCopy, Unwinder
 from frida_rtetrack.target.arrival.waits import Wait, begin_again
 
 SECONDS = 30.0
@@ -138,7 +138,9 @@ def _look(pid: int, tid: int, memory: Memory | None, stack_bytes: int) -> _Seen:
 def _frames(unwinder: Unwinder, seen: _Seen) -> list[tuple[int, int]]:
     """(stack pointer, address), as far as it goes."""
     found: list[Frame] = []
-    with contextlib.suppress(NoEnd, StackTooDeep, OSError, struct.error):
+    with contextlib.suppress(
+        Exception
+    ):  # tables and stacks are the program's: whatever is wrong with them, the registers count
         unwinder.walk(seen.registers, seen.stack, learn=True, into=found)
     return [(frame.stack_pointer, frame.address) for frame in found]
 

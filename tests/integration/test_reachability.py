@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from typing import Any
 
 import pytest
@@ -11,7 +12,13 @@ from click.testing import CliRunner
 from restless import Restless
 from tracked import Runner
 
+from frida_rtetrack import Host, Options
 from frida_rtetrack.commands.cli import cli
+from frida_rtetrack.recording.reader import Recording
+from frida_rtetrack.recording.replay import Replay
+from frida_rtetrack.reporters import text
+from frida_rtetrack.reports import lost
+from frida_rtetrack.reports.lost import LostFinding
 from frida_rtetrack.target import registers
 
 SCRIPT = """
@@ -102,3 +109,26 @@ def test_reading_the_registers_goes_unnoticed(runner: Runner, actors: tuple[str,
         assert 0 < seen.longest_stop_s < registers.SECONDS
         assert seen.unseen == 0 or "forks" in actors
         program.assert_well()
+
+
+def test_nothing_that_a_busy_program_frees_later_was_called_lost(runner: Runner) -> None:
+    """DPDK's own hash test, looked at while it runs: whoever frees a block had a pointer to it."""
+    path = runner.folder / "run.rtrec"
+    words = ("--no-huge", "-m", "512", "--no-pci", "--no-telemetry", "--no-shconf", "-l", "0-1")
+    program = runner.start("dpdk-test", *words)
+    time.sleep(3)  # its prompt is buffered
+    with Host.attach(program.pid, Options(record=path)) as host:
+        program.tell("hash_autotest")
+        for _ in range(6):
+            host.leaks()
+        program.tell("hash_autotest")
+        program.tell("quit")
+        assert host.wait(60)
+    with Recording(path) as recording:
+        findings, replay = recording.findings(LostFinding), Replay(recording).run()
+        assert len(findings) == 6
+        assert replay.heap.map.totals.frees > 200
+        for found in findings:
+            told = lost.report(found, replay.names, live=replay.live())
+            assert told.freed_since == 0, list(text.lost(lost.report(found, replay.names), 9))
+            assert told.held > 0

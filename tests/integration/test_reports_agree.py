@@ -33,7 +33,7 @@ def document(*words: object) -> dict[str, Any]:
     return found
 
 
-def testpmd(runner: Runner, path: Path) -> Tracked:
+def run_testpmd(runner: Runner, path: Path) -> Tracked:
     """Through start, traffic, port close, quit."""
     words = [
         *EAL,
@@ -54,11 +54,11 @@ def testpmd(runner: Runner, path: Path) -> Tracked:
     return tracked
 
 
-def hash_autotest(runner: Runner, path: Path) -> Tracked:
+def run_hash_autotest(runner: Runner, path: Path) -> Tracked:
     return runner.run("dpdk-test", *EAL, "hash_autotest", options=["-o", path, "--verify"])
 
 
-@pytest.mark.parametrize("program", [testpmd, hash_autotest])
+@pytest.mark.parametrize("program", [run_testpmd, run_hash_autotest])
 def test_every_report_adds_up_to_what_was_live(runner: Runner, program: Any) -> None:
     path = runner.folder / "run.rtrec"
     said = program(runner, path).summary
@@ -126,7 +126,7 @@ def test_a_full_disk_ends_the_recording_and_neither_the_tracking_nor_the_program
         pytest.skip("a small file system takes root to mount")
     disk = runner.folder / "disk"
     disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=260k", "tmpfs", disk], check=True)
     try:
         tracked = runner.run("load", 1, 8, 6, runner.folder / "pulse", options=["-o", disk / "run.rtrec"])
         assert tracked.wait() == 0
