@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from frida_rtetrack.errors import BadUsage, NoDpdk, NotLive, RtetrackError
+from frida_rtetrack.errors import BadUsage, NoDpdk, NotLive, RtetrackError, naming_what_ran_out
 from frida_rtetrack.observer import Observer, QueuedObserver
 from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_FRAMES, Options
 from frida_rtetrack.reachability.seeker import Referrer, Seeker
@@ -33,7 +33,7 @@ from frida_rtetrack.session import Session, put_together
 from frida_rtetrack.stream.work import WorkQueue
 from frida_rtetrack.symbols import dpdk
 from frida_rtetrack.symbols.names import Names
-from frida_rtetrack.target import process, undoing
+from frida_rtetrack.target import obstacles, process, undoing
 from frida_rtetrack.target.agentoptions import check_options
 from frida_rtetrack.target.group import TargetGroup
 from frida_rtetrack.target.launch import launch
@@ -66,6 +66,7 @@ class Host:
     def __init__(self, options: Options, observer: Observer | None = None) -> None:
         """Use `spawn` or `attach`."""
         check_options(options)
+        obstacles.check_own_limits()
         if options.record is not None:
             recording_file.check(options.record, force=options.record_over)
         self.options = options
@@ -89,6 +90,7 @@ class Host:
     # ---- beginning ----
 
     @classmethod
+    @naming_what_ran_out()
     def spawn(
         cls,
         argv: Sequence[str | os.PathLike[str]],
@@ -114,7 +116,7 @@ class Host:
         process.check_executable(os.path.realpath(path), argv[0])
         sharing = [process.find_process(str(other)) for other in also_attach]
         for pid in sharing:
-            process.check_attachable(pid)
+            host._check_attachable(pid)
         host.observer.step(f"starting {argv[0]}")
         gated = launch(path, argv, terminal=terminal, keep_orphans=host.options.follow_fork)
         try:
@@ -132,6 +134,7 @@ class Host:
         return host
 
     @classmethod
+    @naming_what_ran_out()
     def attach(
         cls,
         target: int | str | Sequence[int | str],
@@ -149,7 +152,7 @@ class Host:
         host.tracking.mark_incomplete()
         host._group.hold_hooks()
         try:
-            process.check_attachable(pids[0])
+            host._check_attachable(pids[0])
             if pids[0] == INIT and not dpdk.may_be_in(INIT, host.options):
                 raise NoDpdk(
                     f"Process {INIT} is the system's init ({process.process_name(INIT)}), and has no DPDK in it."
@@ -178,8 +181,15 @@ class Host:
     def join(self, pid: int | str) -> None:
         """Tracks the running process `pid` too; it shares the DPDK heap of the one that is tracked already."""
         number = process.find_process(str(pid))
-        process.check_attachable(number)
+        self._check_attachable(number)
         self._group.add(Target.attach(number))
+
+    def _check_attachable(self, pid: int) -> None:
+        process.check_attachable(pid)
+        obstacles.check_limits(pid, self.options.buffer_mib)
+        warning = obstacles.check_seccomp(pid)
+        if warning is not None:
+            self.observer.problem(warning)
 
     def resume(self) -> None:
         """Lets a program that was spawned with `resume=False` run."""

@@ -23,7 +23,7 @@ from frida_rtetrack.commands.leaving import ENDING, SignalWatch
 from frida_rtetrack.commands.progress import ProgressReporter
 from frida_rtetrack.commands.prompt import Prompt
 from frida_rtetrack.commands.terminal import ProgramTerminal
-from frida_rtetrack.errors import BadUsage, NotLive, RtetrackError
+from frida_rtetrack.errors import BadUsage, NotLive, RtetrackError, naming_what_ran_out
 from frida_rtetrack.host import VERSION, Host
 from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_BUFFER_MIB, MAX_FRAMES, Options
 from frida_rtetrack.reporters import json_file, streams, text
@@ -396,7 +396,8 @@ def main() -> None:
     """The command `rtetrack-frida`."""
     streams.open_closed_streams()
     try:
-        cli()
+        with naming_what_ran_out():
+            cli()
     except RtetrackError as error:
         print_help_of(error)
         undoing.wait(UNDOING_SECONDS)

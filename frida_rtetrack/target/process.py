@@ -228,7 +228,7 @@ def state(pid: int) -> str:
 def _status(pid: int) -> dict[str, str]:
     try:
         lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         raise NoSuchProcess(f"There is no process {pid}.") from None
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 

@@ -13,7 +13,6 @@ restarted by its monitor, and told to exit.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -24,7 +23,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -230,7 +228,7 @@ def daemon(switch: Switch, steps: Steps) -> None:
         found = host.verified
         steps.check(
             found is not None and not found,
-            f"exit: verify by the worker at its end "
+            "exit: verify by the worker at its end "
             + (
                 "not taken"
                 if found is None
