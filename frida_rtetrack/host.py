@@ -12,12 +12,13 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from frida_rtetrack.errors import BadUsage, NoDpdk, NotLive, RtetrackError, naming_what_ran_out
+from frida_rtetrack.errors import BadUsage, NotLive, RtetrackError, naming_what_ran_out
 from frida_rtetrack.observer import Observer, QueuedObserver
 from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_FRAMES, Options
 from frida_rtetrack.reachability.seeker import Referrer, Seeker
@@ -34,7 +35,7 @@ from frida_rtetrack.stream.work import WorkQueue
 from frida_rtetrack.symbols import dpdk
 from frida_rtetrack.symbols.names import Names
 from frida_rtetrack.target import obstacles, process, undoing
-from frida_rtetrack.target.agentoptions import check_options
+from frida_rtetrack.target.agentoptions import check_address, check_options, check_terminal, check_top, path_of
 from frida_rtetrack.target.group import TargetGroup
 from frida_rtetrack.target.launch import launch
 from frida_rtetrack.target.sessionend import SessionEnd
@@ -46,8 +47,6 @@ from frida_rtetrack.tracking.map import Lookup, TrackingMap
 __all__ = ["DEFAULT_DUMP_PATH", "ENGINES", "MAX_FRAMES", "VERSION", "Host", "Observer", "Options", "Stats"]
 
 SYNC_SECONDS = 5.0
-INIT = 1
-"""In a container it may well be the program that is meant."""
 
 try:
     VERSION = version("rtetrack-frida")
@@ -66,6 +65,7 @@ class Host:
     def __init__(self, options: Options, observer: Observer | None = None) -> None:
         """Use `spawn` or `attach`."""
         check_options(options)
+        options = replace(options, dump_path=Path(options.dump_path), record=options.record and Path(options.record))
         obstacles.check_own_limits()
         if options.record is not None:
             recording_file.check(options.record, force=options.record_over)
@@ -86,6 +86,12 @@ class Host:
         self._session: Session
         self._recorder: Recorder | None = None
         self._start: Start
+
+    def __getattr__(self, name: str) -> Any:
+        """Of a Host that `spawn` or `attach` has not made, nothing can be asked. Raises NotLive, AttributeError."""
+        if name in ("_session", "_start", "_seeker"):
+            raise NotLive("Nothing is tracked yet.", "Host.spawn or Host.attach makes a Host that tracks.")
+        raise AttributeError(name)
 
     # ---- beginning ----
 
@@ -110,13 +116,13 @@ class Host:
         if not argv:
             raise BadUsage("No program was named to start.")
         argv = process.argument_list(argv)
+        check_terminal(terminal)
         host = cls(options or Options(), observer)
         dpdk.parse_symbols(host.options.symbols)
         path = process.find_program(argv[0])
-        process.check_executable(os.path.realpath(path), argv[0])
         sharing = [process.find_process(str(other)) for other in also_attach]
         for pid in sharing:
-            host._check_attachable(pid)
+            obstacles.check(pid, host.options.buffer_mib, host.observer.problem)
         host.observer.step(f"starting {argv[0]}")
         gated = launch(path, argv, terminal=terminal, keep_orphans=host.options.follow_fork)
         try:
@@ -144,19 +150,12 @@ class Host:
         """Joins the running process `target`, a pid or a name, or several that share one DPDK heap. Raises RtetrackError."""
         host = cls(options or Options(), observer)
         dpdk.parse_symbols(host.options.symbols)
-        names = [target] if isinstance(target, int | str) else target
-        if not names:
-            raise BadUsage("No process was named to attach to.")
-        pids = [process.find_process(str(name)) for name in names]
-        process.check_one_heap(pids)
+        pids = process.find_processes(target)
         host.tracking.mark_incomplete()
         host._group.hold_hooks()
         try:
-            host._check_attachable(pids[0])
-            if pids[0] == INIT and not dpdk.may_be_in(INIT, host.options):
-                raise NoDpdk(
-                    f"Process {INIT} is the system's init ({process.process_name(INIT)}), and has no DPDK in it."
-                )
+            obstacles.check(pids[0], host.options.buffer_mib, host.observer.problem)
+            dpdk.check_init(pids[0], host.options)
             host.observer.step(f"coming into process {pids[0]} at a moment that does it no harm")
             host._begin(Target.attach(pids[0]))
             host._join_all(pids[1:], pids)
@@ -181,15 +180,8 @@ class Host:
     def join(self, pid: int | str) -> None:
         """Tracks the running process `pid` too; it shares the DPDK heap of the one that is tracked already."""
         number = process.find_process(str(pid))
-        self._check_attachable(number)
+        obstacles.check(number, self.options.buffer_mib, self.observer.problem)
         self._group.add(Target.attach(number))
-
-    def _check_attachable(self, pid: int) -> None:
-        process.check_attachable(pid)
-        obstacles.check_limits(pid, self.options.buffer_mib)
-        warning = obstacles.check_seccomp(pid)
-        if warning is not None:
-            self.observer.problem(warning)
 
     def resume(self) -> None:
         """Lets a program that was spawned with `resume=False` run."""
@@ -241,12 +233,10 @@ class Host:
     def _finish(self) -> None:
         self.ending = self._group.ending(let_go=self._detaching)
         if self._begun:
-            verify = self.options.verify and bool(self.hooks)
-            heap, replaced = self._session.heap, self._group.first.replaced
-            for wrong in self.wrong_symbols():
-                self.observer.problem(wrong)
-            for unsaid in unsaid_at_the_end(heap, self.ending, replaced=replaced, verify=verify):
-                self.observer.problem(unsaid)
+            verify, replaced = self.options.verify and bool(self.hooks), self._group.first.replaced
+            unsaid = unsaid_at_the_end(self._session.heap, self.ending, replaced=replaced, verify=verify)
+            for problem in (*self.wrong_symbols(), *unsaid):
+                self.observer.problem(problem)
         self._end.over.set()
         self.observer.ended(self.ending)
 
@@ -390,7 +380,7 @@ class Host:
             )
         if self._end.over.is_set():
             raise NotLive("The tracking is over: there is nothing to record any more.")
-        recording_file.check(Path(path), force=force)
+        recording_file.check(path_of(path), force=force)
         recorder = self._session.make_recorder(Path(path), force)
         with self._session.heap.view.undisturbed(), self._session.pump.lock:
             recorder.begin(self._state, started=self._start, version=VERSION, host=platform.node())
@@ -415,7 +405,7 @@ class Host:
         """
         self.sync()
         live = self.tracking.live()
-        return self._session.dumper.write(None if path is None else Path(path), live), len(live)
+        return self._session.dumper.write(None if path is None else path_of(path), live), len(live)
 
     def dump_soon(self, why: str) -> None:
         """Has the dump file written with the heap as it is now, without waiting for it (SIGRTMIN to the host)."""
@@ -437,10 +427,7 @@ class Host:
 
     def top(self, count: int = 10, by: str = "bytes") -> list[CallSite]:
         """The call sites of what is live with the most "bytes" or "blocks", or the "oldest" block."""
-        if count < 1 or by not in ("bytes", "blocks", "oldest"):
-            raise BadUsage(
-                f"There are no {count} call sites by {by}.", "Ask for 1 or more, by bytes, blocks or oldest."
-            )
+        check_top(count, by)
         self.sync()
         return summary.call_sites(self.tracking.live(), self._session.names, count, by)
 
@@ -457,19 +444,12 @@ class Host:
 
     def wrong_symbols(self) -> list[str]:
         """What is wrong with the options' symbols, a sentence each: offsets that lead to no code, modules that never came."""
-        there = {
-            name for module in self._group.memory.modules() for name in (module.path, os.path.basename(module.path))
-        }
-        never = [name for name in dpdk.parse_symbols(self.options.symbols) if name not in there]
-        return [
-            *self._group.wrong_symbols,
-            *(f"--symbol names {name}, which the program never loaded." for name in never),
-        ]
+        loaded = (module.path for module in self._group.memory.modules())
+        return [*self._group.wrong_symbols, *dpdk.never_loaded(self.options.symbols, loaded)]
 
     def find(self, address: int) -> Lookup:
         """What is known of an address: see TrackingMap.find."""
-        if not 0 <= address < 1 << 64:
-            raise BadUsage(f"{address:#x} is no address.", "An address has 64 bits.")
+        check_address(address)
         self.sync()
         return self.tracking.find(address)
 
@@ -482,6 +462,7 @@ class Host:
 
     def refs(self, address: int) -> list[Referrer]:
         """What points to the live block that `address` lies in, or into it. Raises BadUsage, NotLive."""
+        check_address(address)
         self._check_recording()
         return self._seeker.refs(address)
 

@@ -6,10 +6,11 @@ import os
 import platform
 import resource
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from frida_rtetrack.errors import ArrivalRefused, OutOfResources
-from frida_rtetrack.target import apart
+from frida_rtetrack.target import apart, process
 from frida_rtetrack.target.confinement import forbidden
 
 DESCRIPTORS = 24
@@ -18,6 +19,15 @@ OWN_DESCRIPTORS = 64
 ADDRESS_SPACE_MIB = 700
 """Beside the ring, at the most: Frida, which maps the modules to read them, its threads, the session memory's tables."""
 READ_SECONDS = 20.0
+
+
+def check(pid: int, buffer_mib: int, warn: Callable[[str], None]) -> None:
+    """Raises what stands in the way of attaching to `pid`, and has `warn` say what may."""
+    process.check_attachable(pid)
+    check_limits(pid, buffer_mib)
+    warning = check_seccomp(pid)
+    if warning is not None:
+        warn(warning)
 
 
 def check_own_limits() -> None:
