@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
 
 class RtetrackError(Exception):
     """Base class: `str(error)` is what happened, `error.hint` what to do about it."""
@@ -89,6 +94,38 @@ class ArrivalRefused(RtetrackError):
     """The program, or the kernel on its behalf, does not let us come in; nothing was tried, or it was taken back."""
 
     HINT = "Is it under seccomp, or stopped? `grep -E 'Seccomp|State' /proc/PID/status` tells. `rtetrack-frida spawn` may do."
+
+
+class OutOfResources(RtetrackError):
+    """The machine, or a limit of this process's, has no more memory, descriptors or threads to give."""
+
+    HINT = "`ulimit -a` shows the limits that rtetrack-frida is started under (-n: descriptors, -v: memory, -u: processes)."
+
+
+_RAN_OUT = {errno.EMFILE: "file descriptors", errno.ENFILE: "file descriptors", errno.ENOMEM: "memory", errno.EAGAIN: "processes or threads"}  # fmt: skip
+
+
+@contextlib.contextmanager
+def naming_what_ran_out() -> Iterator[None]:
+    """Has what runs out of resources end in OutOfResources, wherever it does. A decorator, too."""
+    try:
+        yield
+    except RtetrackError as error:
+        what = _of_message(str(error))
+        if what is None:
+            raise
+        raise OutOfResources(f"rtetrack-frida ran out of {what}.") from error
+    except (OSError, MemoryError, RuntimeError) as error:
+        what = "memory" if isinstance(error, MemoryError) else _RAN_OUT.get(getattr(error, "errno", None) or 0)
+        what = what or ("threads" if "can't start new thread" in str(error) else None)
+        if what is None:
+            raise
+        raise OutOfResources(f"rtetrack-frida ran out of {what}.") from error
+
+
+def _of_message(text: str) -> str | None:
+    """What Frida ran out of, which tells it in words only."""
+    return next((what for number, what in _RAN_OUT.items() if os.strerror(number) in text), None)
 
 
 class NotLive(RtetrackError):

@@ -12,11 +12,12 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from frida_rtetrack.errors import BadUsage, NoDpdk, NotLive, RtetrackError
+from frida_rtetrack.errors import BadUsage, NotLive, RtetrackError, naming_what_ran_out
 from frida_rtetrack.inspection import Inspection
 from frida_rtetrack.observer import Observer, QueuedObserver
 from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_FRAMES, Options
@@ -29,8 +30,8 @@ from frida_rtetrack.reports.unsaid import at_the_end as unsaid_at_the_end
 from frida_rtetrack.session import Session, put_together
 from frida_rtetrack.stream.work import WorkQueue
 from frida_rtetrack.symbols import dpdk
-from frida_rtetrack.target import process, undoing
-from frida_rtetrack.target.agentoptions import check_options
+from frida_rtetrack.target import obstacles, process, undoing
+from frida_rtetrack.target.agentoptions import check_options, check_terminal, path_of
 from frida_rtetrack.target.group import TargetGroup
 from frida_rtetrack.target.launch import launch
 from frida_rtetrack.target.sessionend import SessionEnd
@@ -39,9 +40,6 @@ from frida_rtetrack.tracking.heap import HeapDifference
 from frida_rtetrack.tracking.map import TrackingMap
 
 __all__ = ["DEFAULT_DUMP_PATH", "ENGINES", "MAX_FRAMES", "VERSION", "Host", "Observer", "Options", "Stats"]
-
-INIT = 1
-"""In a container it may well be the program that is meant."""
 
 
 class Host(Questions):
@@ -55,6 +53,8 @@ class Host(Questions):
     def __init__(self, options: Options, observer: Observer | None = None) -> None:
         """Use `spawn` or `attach`."""
         check_options(options)
+        options = replace(options, dump_path=Path(options.dump_path), record=options.record and Path(options.record))
+        obstacles.check_own_limits()
         if options.record is not None:
             recording_file.check(options.record, force=options.record_over)
         recording_file.check_limit(options.record_max_bytes)
@@ -76,9 +76,16 @@ class Host(Questions):
         self._recorder: Recorder | None = None
         self._start: Start
 
+    def __getattr__(self, name: str) -> Any:
+        """Of a Host that `spawn` or `attach` has not made, nothing can be asked. Raises NotLive, AttributeError."""
+        if name in ("_session", "_start", "_inspection"):
+            raise NotLive("Nothing is tracked yet.", "Host.spawn or Host.attach makes a Host that tracks.")
+        raise AttributeError(name)
+
     # ---- beginning ----
 
     @classmethod
+    @naming_what_ran_out()
     def spawn(
         cls,
         argv: Sequence[str | os.PathLike[str]],
@@ -98,13 +105,13 @@ class Host(Questions):
         if not argv:
             raise BadUsage("No program was named to start.")
         argv = process.argument_list(argv)
+        check_terminal(terminal)
         host = cls(options or Options(), observer)
         dpdk.parse_symbols(host.options.symbols)
         path = process.find_program(argv[0])
-        process.check_executable(os.path.realpath(path), argv[0])
         sharing = [process.find_process(str(other)) for other in also_attach]
         for pid in sharing:
-            process.check_attachable(pid)
+            obstacles.check(pid, host.options.buffer_mib, host.observer.problem)
         host.observer.step(f"starting {argv[0]}")
         gated = launch(path, argv, terminal=terminal, keep_orphans=host.options.follow_fork)
         try:
@@ -122,6 +129,7 @@ class Host(Questions):
         return host
 
     @classmethod
+    @naming_what_ran_out()
     def attach(
         cls,
         target: int | str | Sequence[int | str],
@@ -131,19 +139,12 @@ class Host(Questions):
         """Joins the running process `target`, a pid or a name, or several that share one DPDK heap. Raises RtetrackError."""
         host = cls(options or Options(), observer)
         dpdk.parse_symbols(host.options.symbols)
-        names = [target] if isinstance(target, int | str) else target
-        if not names:
-            raise BadUsage("No process was named to attach to.")
-        pids = [process.find_process(str(name)) for name in names]
-        process.check_one_heap(pids)
+        pids = process.find_processes(target)
         host.tracking.mark_incomplete()
         host._group.hold_hooks()
         try:
-            process.check_attachable(pids[0])
-            if pids[0] == INIT and not dpdk.may_be_in(INIT, host.options):
-                raise NoDpdk(
-                    f"Process {INIT} is the system's init ({process.process_name(INIT)}), and has no DPDK in it."
-                )
+            obstacles.check(pids[0], host.options.buffer_mib, host.observer.problem)
+            dpdk.check_init(pids[0], host.options)
             host.observer.step(f"coming into process {pids[0]} at a moment that does it no harm")
             host._begin(Target.attach(pids[0]))
             host._join_all(pids[1:], pids)
@@ -168,7 +169,7 @@ class Host(Questions):
     def join(self, pid: int | str) -> None:
         """Tracks the running process `pid` too; it shares the DPDK heap of the one that is tracked already."""
         number = process.find_process(str(pid))
-        process.check_attachable(number)
+        obstacles.check(number, self.options.buffer_mib, self.observer.problem)
         self._group.add(Target.attach(number))
 
     def resume(self) -> None:
@@ -224,12 +225,10 @@ class Host(Questions):
         self._inspection.finish()
         self.ending = self._group.ending(let_go=self._detaching)
         if self._begun:
-            verify = self.options.verify and bool(self.hooks)
-            heap, replaced = self._session.heap, self._group.first.replaced
-            for wrong in self.wrong_symbols():
-                self.observer.problem(wrong)
-            for unsaid in unsaid_at_the_end(heap, self.ending, replaced=replaced, verify=verify):
-                self.observer.problem(unsaid)
+            verify, replaced = self.options.verify and bool(self.hooks), self._group.first.replaced
+            unsaid = unsaid_at_the_end(self._session.heap, self.ending, replaced=replaced, verify=verify)
+            for problem in (*self.wrong_symbols(), *unsaid):
+                self.observer.problem(problem)
         self._end.over.set()
         self.observer.ended(self.ending)
 
@@ -326,7 +325,7 @@ class Host(Questions):
             )
         if self._end.over.is_set():
             raise NotLive("The tracking is over: there is nothing to record any more.")
-        recording_file.check(Path(path), force=force)
+        recording_file.check(path_of(path), force=force)
         recorder = self._session.make_recorder(Path(path), force)
         with self._session.heap.view.undisturbed(), self._session.pump.lock:
             self._begin_recording(recorder)

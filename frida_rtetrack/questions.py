@@ -27,6 +27,7 @@ from frida_rtetrack.session import Session
 from frida_rtetrack.stream.work import WorkQueue
 from frida_rtetrack.symbols import dpdk
 from frida_rtetrack.symbols.names import Names
+from frida_rtetrack.target.agentoptions import check_address, check_top, path_of
 from frida_rtetrack.target.group import TargetGroup
 from frida_rtetrack.target.sessionend import SessionEnd
 from frida_rtetrack.target.target import Ending
@@ -120,7 +121,7 @@ class Questions:
         """
         self.sync()
         live = self.tracking.live()
-        return self._session.dumper.write(None if path is None else Path(path), live), len(live)
+        return self._session.dumper.write(None if path is None else path_of(path), live), len(live)
 
     def dump_soon(self, why: str) -> None:
         """Has the dump file written with the heap as it is now, without waiting for it (SIGRTMIN to the host)."""
@@ -142,10 +143,7 @@ class Questions:
 
     def top(self, count: int = 10, by: str = "bytes") -> list[CallSite]:
         """The call sites of what is live with the most "bytes" or "blocks", or the "oldest" block."""
-        if count < 1 or by not in ("bytes", "blocks", "oldest"):
-            raise BadUsage(
-                f"There are no {count} call sites by {by}.", "Ask for 1 or more, by bytes, blocks or oldest."
-            )
+        check_top(count, by)
         self.sync()
         return summary.call_sites(self.tracking.live(), self._session.names, count, by)
 
@@ -162,19 +160,12 @@ class Questions:
 
     def wrong_symbols(self) -> list[str]:
         """What is wrong with the options' symbols, a sentence each: offsets that lead to no code, modules that never came."""
-        there = {
-            name for module in self._group.memory.modules() for name in (module.path, os.path.basename(module.path))
-        }
-        never = [name for name in dpdk.parse_symbols(self.options.symbols) if name not in there]
-        return [
-            *self._group.wrong_symbols,
-            *(f"--symbol names {name}, which the program never loaded." for name in never),
-        ]
+        loaded = (module.path for module in self._group.memory.modules())
+        return [*self._group.wrong_symbols, *dpdk.never_loaded(self.options.symbols, loaded)]
 
     def find(self, address: int) -> Lookup:
         """What is known of an address: see TrackingMap.find."""
-        if not 0 <= address < 1 << 64:
-            raise BadUsage(f"{address:#x} is no address.", "An address has 64 bits.")
+        check_address(address)
         self.sync()
         return self.tracking.find(address)
 
@@ -190,6 +181,7 @@ class Questions:
 
     def refs(self, address: int) -> list[Referrer]:
         """What points to the live block that `address` lies in, or into it. Raises BadUsage, NotLive."""
+        check_address(address)
         self._check_recording()
         return self._inspection.refs(address)
 

@@ -27,7 +27,7 @@ from frida_rtetrack.commands.optionalvalue import OptionalValue
 from frida_rtetrack.commands.progress import ProgressReporter
 from frida_rtetrack.commands.prompt import Prompt
 from frida_rtetrack.commands.terminal import ProgramTerminal
-from frida_rtetrack.errors import BadUsage, NotLive, RtetrackError
+from frida_rtetrack.errors import BadUsage, NotLive, RtetrackError, naming_what_ran_out
 from frida_rtetrack.host import VERSION, Host
 from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_BUFFER_MIB, MAX_FRAMES, LeakKind, Options
 from frida_rtetrack.reporters import bars, json_file, outfile, sarif, streams, text
@@ -438,7 +438,7 @@ def main() -> None:
     """The command `rtetrack-frida`."""
     streams.open_closed_streams()
     try:
-        with bars.shown():
+        with bars.shown(), naming_what_ran_out():
             cli()
     except RtetrackError as error:
         print_help_of(error)

@@ -22,7 +22,7 @@ def check_writable(path: Path, what: str = "summary") -> None:
         )
     if path.is_dir():
         raise BadUsage(f"The {what} cannot be written: {path} is a directory.", "Give the path of a file.")
-    if not os.access(path if path.exists() and not path.is_file() else folder, os.W_OK):
+    if not os.access(path if path.exists() and not path.is_file() else folder, os.W_OK, effective_ids=True):
         raise BadUsage(f"The {what} cannot be written: no permission for {path}.", "Give another path.")
     if not path.exists() or path.is_file():
         try:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from frida_rtetrack.errors import BadUsage
+from frida_rtetrack.errors import BadUsage, NoDpdk
 from frida_rtetrack.options import Options
 from frida_rtetrack.symbols.elf import ElfError, ElfFile
 from frida_rtetrack.symbols.symbolizer import Module, ModuleMap, Symbolizer
@@ -26,6 +26,7 @@ ASKED = ("rte_malloc_dump_heaps", "rte_memzone_walk", "rte_memseg_list_walk", "r
 NEEDED = tuple(name for name in HOOKED if name not in ("rte_free_sensitive", "rte_eal_init", "rte_eal_cleanup"))
 """Who does not see all of these, or knows that they are not there, does not see every block come and go."""
 
+INIT = 1
 _ABSENT = re.compile(r"(\w+)=none")
 _SYMBOL = re.compile(r"(?P<function>\w+)=(?P<module>.+)\+(?P<offset>0x[0-9a-fA-F]+|\d+)")
 
@@ -106,6 +107,23 @@ def symbols_of(pid: int, options: Sequence[str]) -> Offsets:
     for module, given in parse_symbols(options).items():
         found[module] = {**found.get(module, {}), **given}
     return found
+
+
+def never_loaded(options: Sequence[str], loaded: Iterable[str]) -> list[str]:
+    """A sentence for each module that --symbol names and that is not among the paths `loaded`."""
+    there = {name for path in loaded for name in (path, os.path.basename(path))}
+    return [
+        f"--symbol names {name}, which the program never loaded."
+        for name in parse_symbols(options)
+        if name not in there
+    ]
+
+
+def check_init(pid: int, options: Options) -> None:
+    """Raises NoDpdk where `pid` is the system's init: nobody's to be touched. In a container it may be the program meant."""
+    if pid == INIT and not may_be_in(pid, options):
+        with open(f"/proc/{pid}/comm") as file:
+            raise NoDpdk(f"Process {pid} is the system's init ({file.read().strip()}), and has no DPDK in it.")
 
 
 def may_be_in(pid: int, options: Options) -> bool:

@@ -133,6 +133,10 @@ def _crowd() -> float:
     return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
+_ATTACHING = (frida.ProcessNotRespondingError, frida.PermissionDeniedError)
+"""Whoever attaches knows better what these mean."""
+
+
 def _as_ours(error: BaseException) -> BaseException:
     """What Frida calls `error`, as a user of ours may meet it."""
     if isinstance(error, frida.TimedOutError):
@@ -142,5 +146,7 @@ def _as_ours(error: BaseException) -> BaseException:
     ):
         return TargetEnded(f"The process is gone ({error}).")
     if isinstance(error, (frida.RPCException, frida.NotSupportedError)):
-        return AgentFailed(f"The agent failed: {error}")
+        return AgentFailed(f"The agent failed: {str(error).partition(chr(10))[0]}.")
+    if type(error).__module__.startswith(("frida", "_frida")) and not isinstance(error, _ATTACHING):
+        return AgentFailed(f"Frida failed: {error}.")
     return error

@@ -205,7 +205,9 @@ class TargetGroup:
 
     @property
     def first(self) -> Target:
-        """The process that the user named first."""
+        """The process that the user named first. Raises NotLive before there is one."""
+        if not self.targets:
+            raise NotLive("Nothing is tracked yet.", "Host.spawn or Host.attach makes a Host that tracks.")
         return self.targets[0]
 
     @property

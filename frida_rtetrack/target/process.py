@@ -44,9 +44,10 @@ def argument_list(argv: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
 
 
 def find_program(name: str) -> str:
-    """The path of the program that `name` means to a shell. Raises NoSuchProgram."""
+    """The path of the program that `name` means to a shell. Raises NoSuchProgram, and as `check_executable`."""
     path = shutil.which(name)
     if path is not None:
+        check_executable(os.path.realpath(path), name)
         return path
     if os.path.isdir(name):
         raise NoSuchProgram(f"{name} is a directory, not a program.")
@@ -106,6 +107,16 @@ def command_line(pid: int) -> list[str]:
     except OSError:
         return []
     return [os.fsdecode(word) for word in raw.split(b"\0")[:-1]]
+
+
+def find_processes(target: int | str | Sequence[int | str]) -> list[int]:
+    """The pids that `target` means, one or several that share a heap. Raises BadUsage, and as `find_process`."""
+    names = [target] if isinstance(target, int | str) else target
+    if not isinstance(names, Sequence) or not names:
+        raise BadUsage("No process was named to attach to.")
+    pids = [find_process(str(name)) for name in names]
+    check_one_heap(pids)
+    return pids
 
 
 def find_process(target: str) -> int:
@@ -228,7 +239,7 @@ def state(pid: int) -> str:
 def _status(pid: int) -> dict[str, str]:
     try:
         lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         raise NoSuchProcess(f"There is no process {pid}.") from None
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 

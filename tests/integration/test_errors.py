@@ -192,10 +192,13 @@ def test_version_and_help(runner: Runner) -> None:
     assert subprocess.run([*command, "spawn", "--no-such-option", "x"], capture_output=True, timeout=60).returncode == 2
 
 
-def test_a_stopped_process_does_not_hang_the_tool_for_ever(runner: Runner) -> None:
+def test_a_stopped_process_is_refused_at_once_and_stays_stopped(runner: Runner) -> None:
     program = runner.start_ready("waiter")
     program.send_signal(signal.SIGSTOP)
     tracked = runner.attach(program.pid, options=["--duration", 1], wait=False)
-    tracked.wait(seconds=60)
+    assert f"kill -CONT {program.pid}" in complaint(tracked)
+    status = Path(f"/proc/{program.pid}/status").read_text()
+    assert re.search(r"^State:\tT \(stopped\)$", status, re.MULTILINE)
+    assert re.search(r"^TracerPid:\t0$", status, re.MULTILINE)
     program.send_signal(signal.SIGCONT)
     assert program.ask("say alive", "^said alive$")

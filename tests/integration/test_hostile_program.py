@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -19,6 +20,25 @@ MOST_BYTES = 300 << 20
 SECONDS = 10.0
 DAMAGED = "The program's session memory is damaged"
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+
+
+AS_USER = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all,+dac_read_search",
+           "--ambient-caps=+dac_read_search", "--bounding-set=-all,+dac_read_search")  # fmt: skip
+"""Nobody, who may read what root's Python consists of, and nothing else that others may not."""
+RUNS = [
+    *(("root" if os.geteuid() == 0 else "user", mode) for mode in MODES),
+    *(("user", mode) for mode in (MODES if "RTETRACK_HOSTILE_AS_USER" in os.environ else ("head", "processes", "everything"))
+      if os.geteuid() == 0),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _who(request: pytest.FixtureRequest, runner: Runner) -> None:
+    """Has everything run as the user that the test names: the program, the host and the stranger."""
+    call = getattr(request.node, "callspec", None)
+    if os.geteuid() == 0 and call is not None and call.params["who"] == "user":
+        runner.prefix = AS_USER
+        runner.folder.chmod(0o777)
 
 
 @pytest.fixture
@@ -61,8 +81,8 @@ def check(tracked: Tracked, mode: str, most_bytes: int) -> None:
     assert "freed twice" in told
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_hostile_program_that_is_spawned(runner: Runner, stranger: Process, mode: str) -> None:
+@pytest.mark.parametrize(("who", "mode"), RUNS)
+def test_a_hostile_program_that_is_spawned(runner: Runner, stranger: Process, who: str, mode: str) -> None:
     tracked = runner.spawn("hostile", mode, stranger.pid, options=["--engine", "native"])
     tracked.wait_for("^ready$")
     tracked.tell("go")
@@ -75,8 +95,10 @@ def test_a_hostile_program_that_is_spawned(runner: Runner, stranger: Process, mo
         assert re.search("tried [1-9]", tracked.stdout)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_hostile_program_that_is_attached_to_runs_on_to_its_end(runner: Runner, stranger: Process, mode: str) -> None:
+@pytest.mark.parametrize(("who", "mode"), RUNS)
+def test_a_hostile_program_that_is_attached_to_runs_on_to_its_end(
+    runner: Runner, stranger: Process, who: str, mode: str
+) -> None:
     program = runner.start_ready("hostile", mode, stranger.pid)
     tracked = runner.attach(program.pid)
     program.tell("go")
@@ -87,8 +109,8 @@ def test_a_hostile_program_that_is_attached_to_runs_on_to_its_end(runner: Runner
     check(tracked, mode, most)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_hostile_child_that_is_followed(runner: Runner, stranger: Process, mode: str) -> None:
+@pytest.mark.parametrize(("who", "mode"), RUNS)
+def test_a_hostile_child_that_is_followed(runner: Runner, stranger: Process, who: str, mode: str) -> None:
     tracked = runner.spawn("hostile", mode, stranger.pid, "fork", options=["--follow-fork", "--engine", "native"])
     tracked.wait_for("^ready$")
     tracked.tell("go")

@@ -137,7 +137,15 @@ class Process:
 class Tracked(Process):
     """The rtetrack-frida command at work on a program, with its summary and dump in files of its own."""
 
-    def __init__(self, command: str, words: Sequence[Any], options: Sequence[Any], folder: Path, **more: Any) -> None:
+    def __init__(
+        self,
+        command: str,
+        words: Sequence[Any],
+        options: Sequence[Any],
+        folder: Path,
+        prefix: Sequence[str] = (),
+        **more: Any,
+    ) -> None:
         self.summary_path = folder / f"summary-{time.monotonic_ns()}.json"
         self.dump_path = folder / "dump.csv"
         self._words = [str(word) for word in words]
@@ -146,7 +154,7 @@ class Tracked(Process):
             given += ["--summary", str(self.summary_path)]
         if "--dump-file" not in given and "RTE_MALLOC_TRACK_DUMP_FILE" not in (more.get("env") or {}):
             given += ["--dump-file", str(self.dump_path)]
-        super().__init__([sys.executable, "-m", "frida_rtetrack", command, *given, *map(str, words)], **more)
+        super().__init__([*prefix, sys.executable, "-m", "frida_rtetrack", command, *given, *map(str, words)], **more)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -185,6 +193,8 @@ class Runner:
         self.environment = {
             key: value for key, value in os.environ.items() if not key.startswith("RTE_MALLOC_TRACK")
         } | {MARKER: self._marker, "HOME": str(folder)}
+        self.prefix: tuple[str, ...] = ()
+        """What every process is started by."""
         self._processes: list[Process] = []
 
     def program(self, name: str) -> str:
@@ -194,12 +204,14 @@ class Runner:
 
     def start(self, name: str, *arguments: Any, **more: Any) -> Process:
         """Starts a program untracked."""
-        return self._keep(Process([self.program(name), *map(str, arguments)], **self._with_environment(more)))
+        return self._keep(
+            Process([*self.prefix, self.program(name), *map(str, arguments)], **self._with_environment(more))
+        )
 
     def spawn(self, name: str, *arguments: Any, options: Sequence[Any] = (), **more: Any) -> Tracked:
         """Starts `rtetrack-frida spawn OPTIONS PROGRAM ARGUMENTS`."""
         words = [self.program(name), *arguments]
-        return self._keep(Tracked("spawn", words, options, self.folder, **self._with_environment(more)))
+        return self._keep(Tracked("spawn", words, options, self.folder, self.prefix, **self._with_environment(more)))
 
     def run(self, name: str, *arguments: Any, options: Sequence[Any] = (), **more: Any) -> Tracked:
         """Like spawn; waits for the end, with nothing to read for the program."""
@@ -209,7 +221,9 @@ class Runner:
 
     def attach(self, target: Any, *, options: Sequence[Any] = (), wait: bool = True, **more: Any) -> Tracked:
         """Starts `rtetrack-frida attach`; with `wait`, waits until the program is hooked."""
-        tracked = self._keep(Tracked("attach", [target], options, self.folder, **self._with_environment(more)))
+        tracked = self._keep(
+            Tracked("attach", [target], options, self.folder, self.prefix, **self._with_environment(more))
+        )
         if wait:
             tracked.wait_for("tracking .* functions", "stderr")
             eventually(lambda: handles_signal(tracked.pid, signal.SIGTERM))

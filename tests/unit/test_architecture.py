@@ -35,7 +35,13 @@ STOREYS = (
 STOREY = {room: number for number, rooms in enumerate(STOREYS) for room in rooms}
 KNOW_FRIDA = ("host", "target")
 PRINT = ("reporters", "commands")
-PROGRAMS_OF_THEIR_OWN = ("native.build", "target.arrival.helper", "target.execgate", "target.registers")
+PROGRAMS_OF_THEIR_OWN = (
+    "native.build",
+    "target.arrival.helper",
+    "target.execgate",
+    "target.registers",
+    "target.confinement",
+)
 """Run as `python FILE` too: what they print there is read by the one who ran them."""
 
 

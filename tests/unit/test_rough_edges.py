@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 
 from frida_rtetrack.commands.prompt import Prompt
-from frida_rtetrack.errors import BadUsage, NoSuchProcess, NoSuchProgram
+from frida_rtetrack.errors import BadUsage, NoSuchProcess, NoSuchProgram, NotLive
 from frida_rtetrack.host import Host
 from frida_rtetrack.options import Options
 from frida_rtetrack.reporters import json_file
@@ -84,6 +84,17 @@ def test_what_makes_no_sense_is_bad_usage() -> None:
         lambda: Host(Options(max_frames=-3)),
         lambda: Host(Options(engine="steam")),
         lambda: Host(Options(buffer_mib=0)),
+        lambda: Host(Options(max_frames=cast(Any, "64"))),
+        lambda: Host(Options(symbols=cast(Any, "rte_free=app+0x1"))),
+        lambda: Host(Options(symbols=(cast(Any, 1),))),
+        lambda: Host(Options(library=cast(Any, 3))),
+        lambda: Host(Options(hook_ways=("fast",))),
+        lambda: host.find(cast(Any, "0x10")),
+        lambda: host.refs(-1),
+        lambda: host.top(cast(Any, "a")),
+        lambda: Host.attach(cast(Any, 1.5)),
+        lambda: Host.attach([]),
+        lambda: Host.spawn(["/bin/true"], terminal=999),
     ):
         with pytest.raises(BadUsage):
             ask()
@@ -203,3 +214,12 @@ def test_what_is_said_begins_on_a_line_of_its_own_wherever_the_program_left_the_
     shown = _screen(os.read(master, 4096).decode(), 40)
     before = left.splitlines()
     assert shown == [*before, "rtetrack-frida: it", ""]
+
+
+def test_of_a_host_that_tracks_nothing_there_is_nothing_to_ask() -> None:
+    host = Host(Options(dump_path=cast(Any, "/tmp/as-text")))
+    assert host.options.dump_path == Path("/tmp/as-text")
+    for ask in (host.stats, host.summary, host.verify, host.kill, host.dump, lambda: host.bad_frees, lambda: host.pid):
+        with pytest.raises(NotLive, match="Nothing is tracked yet"):
+            ask()
+    host.close()
