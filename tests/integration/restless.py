@@ -12,6 +12,28 @@ from pathlib import Path
 from tracked import Process, Runner
 
 _SLOT_BYTES, _SLOTS = 256, 8
+LOADS = {
+    "registers": ("compute", "threads", "signals"),
+    "main forks": ("fork", "threads"),
+    "another forks": ("malloc", "forks"),
+    "main loads": ("dlopen", "malloc"),
+    "another loads": ("compute", "loads", "forks"),
+    "main waits": ("wait",),
+    "main waits, all else": ("wait", "threads", "loads", "malloc"),
+    "malloc": ("malloc", "malloc", "signals"),
+}
+"""Name -> actors; what CI has time for."""
+
+EVERY_LOAD = LOADS | {
+    "main spawns": ("spawns", "spawns", "malloc"),
+    "two fork": ("fork", "forks", "signals"),
+    "rare forks": ("compute", "rare forks", "threads", "signals"),
+    "main waits, forks": ("wait", "rare forks", "threads"),
+    "everything": ("compute", "threads", "forks", "loads", "malloc", "signals"),
+}
+"""And what tests/rounds.py has besides. Not a main thread that waits beside one that spawns: while a thread blocks SIGCHLD, as
+posix_spawn and system do, the kernel wakes another one for it, and ends what that waits in with EINTR."""
+
 STUCK_S = 5.0
 """An actor that has not come round in so long never will."""
 

@@ -11,23 +11,13 @@ import signal
 import time
 
 import pytest
-from restless import Restless
+from restless import LOADS, Restless
 from tracked import Accusations, Runner, eventually
 
 from frida_rtetrack import Host, Options
 from frida_rtetrack.errors import ArrivalRefused, NoSafeMoment
 from frida_rtetrack.target import process
 
-LOADS = {
-    "registers": ("compute", "threads", "signals"),
-    "main forks": ("fork", "threads"),
-    "another forks": ("malloc", "forks"),
-    "main loads": ("dlopen", "malloc"),
-    "another loads": ("compute", "loads", "forks"),
-    "main waits": ("wait",),
-    "main waits, all else": ("wait", "threads", "loads", "malloc"),
-    "malloc": ("malloc", "malloc", "signals"),
-}
 CHILD_WAITS = pytest.mark.xfail(
     reason="A child that was forked in the moment in which Frida's agent is loaded or unloaded may find glibc's "
     "__exit_funcs_lock taken by a thread that it does not have, and wait in exit() for ever (not in _exit): seen in some "
