@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from frida_rtetrack.errors import BadUsage, NotLive, RtetrackError
+from frida_rtetrack.errors import AgentStays, BadUsage, NotLive, RtetrackError
 from frida_rtetrack.observer import Observer, QueuedObserver
 from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_FRAMES, Options
 from frida_rtetrack.reachability.seeker import Referrer, Seeker
@@ -231,8 +231,10 @@ class Host:
         problems = self._group.unload()
         self._session.pump.stop()
         self._end.over.wait(UNLOAD_SECONDS)
-        if problems:
-            raise problems[0]
+        for stays in (problem for problem in problems if isinstance(problem, AgentStays)):
+            self._told.problem(f"{stays} {stays.hint}")
+        if failures := [problem for problem in problems if not isinstance(problem, AgentStays)]:
+            raise failures[0]
 
     def leave(self) -> None:
         """Makes `wait` return soon: for a signal handler, which must not wait itself. `close` or `detach` follows."""

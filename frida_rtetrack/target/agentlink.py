@@ -44,6 +44,10 @@ class AgentLink:
         """Makes the agent undo everything and leave."""
         limited(self._script.unload, seconds)
 
+    def stay(self, seconds: float) -> None:
+        """Has Frida's agent, which does nothing any more, stay in the process when its session ends."""
+        limited(self._script.eternalize, seconds)
+
     def close(self) -> None:
         """Hears no more of what the script sends."""
         self._script.off("message", self._on_script_message)

@@ -15,7 +15,15 @@ from typing import Any
 
 import frida
 
-from frida_rtetrack.errors import AgentFailed, AgentTimeout, NoSuchProcess, NotLive, RtetrackError
+from frida_rtetrack.errors import (
+    AgentFailed,
+    AgentStays,
+    AgentTimeout,
+    NoSafeMoment,
+    NoSuchProcess,
+    NotLive,
+    RtetrackError,
+)
 from frida_rtetrack.target import process
 from frida_rtetrack.target.addressspace import AddressSpace
 from frida_rtetrack.target.agentlink import HELD_OPTIONS, SESSION_OPTIONS, AgentLink, limited
@@ -103,7 +111,7 @@ class Target:
         standin = StandIn.arrive(pid) if arrival_is_known_here else None
         try:
             if standin is not None:
-                standin.keep_loader_free()
+                standin.close_gate()
             session = cls._attach(pid, standin)
         except BaseException:
             if standin is not None:
@@ -142,7 +150,7 @@ class Target:
         self._agent = AgentLink(self.session, lambda message: on_message(self, message))
 
     def settle(self) -> None:
-        """The agent has begun: the program may load libraries again."""
+        """The agent has begun: the program may load libraries and fork again."""
         if self._standin is not None:
             self._standin.settle()
 
@@ -178,14 +186,16 @@ class Target:
         return self._pidfd < 0 or bool(select.select([self._pidfd], [], [], seconds)[0])
 
     def unload(self) -> RtetrackError | None:
-        """Takes the agent out and lets go of the process. Returns what went wrong."""
+        """Takes the agent out and lets go of the process. Returns what went wrong, or that something stays."""
+        stays = self._guard()
         problem = None
-        if self._standin is not None:
-            self._standin.guard()
         if self._agent is not None and not self.detached:
             try:
                 self._agent.call("leave", seconds=UNLOAD_SECONDS)
-                self._agent.unload(UNLOAD_SECONDS)
+                if stays is None:
+                    self._agent.unload(UNLOAD_SECONDS)
+                else:
+                    self._agent.stay(UNLOAD_SECONDS)
             except RtetrackError as error:
                 problem = error
         self.detached = True
@@ -193,13 +203,24 @@ class Target:
             limited(self.session.detach, UNLOAD_SECONDS)
         except (RtetrackError, frida.InvalidOperationError):
             pass
-        process.wait_for_agents_end(self.pid, AGENT_GONE_SECONDS)
-        self._dismiss_standin()
-        return problem
+        if stays is None:
+            process.wait_for_agents_end(self.pid, AGENT_GONE_SECONDS)
+        self._dismiss_standin(frida_stays=stays is not None)
+        return problem or stays
 
-    def _dismiss_standin(self) -> None:
+    def _guard(self) -> RtetrackError | None:
+        """Before Frida leaves. Returns why it must not: to unload it now could deadlock the program."""
+        if self._standin is None:
+            return None
+        try:
+            self._standin.guard()
+        except NoSafeMoment as error:
+            return AgentStays(f"Frida's agent stays in process {self.pid}, at rest: {error.args[0]}")
+        return None
+
+    def _dismiss_standin(self, *, frida_stays: bool = False) -> None:
         if self._standin is not None:
-            self._standin.dismiss(frida_was_here=True)
+            self._standin.dismiss(frida_was_here=not frida_stays)
             self._standin = None
 
     def ending(self, *, let_go: bool) -> Ending:

@@ -23,7 +23,7 @@ from frida_rtetrack.target.arrival.ptrace import (
     ThreadGone,
     TracedThread,
 )
-from frida_rtetrack.target.arrival.region import FUNCTIONS, LOADER_FUNCTIONS, Region
+from frida_rtetrack.target.arrival.region import FUNCTIONS, OPTIONAL_FUNCTIONS, Region
 from frida_rtetrack.target.arrival.safepoint import Judge, Unsafe
 from frida_rtetrack.target.arrival.unwind import NoEnd, NotKnownYet, StackCopy, StackTooDeep, Unwinder
 from frida_rtetrack.target.arrival.waits import WAITS, Wait, begin_again
@@ -63,9 +63,9 @@ class Arrival:
         libc = self._judge.libc
         if libc is None:
             raise Refused("its C library was not found")
-        functions = {name: self._address_of(name) for name in FUNCTIONS + LOADER_FUNCTIONS}
+        functions = {name: self._address_of(name) for name in FUNCTIONS + OPTIONAL_FUNCTIONS}
         self._functions = {name: address for name, address in functions.items() if address is not None}
-        missing = functions.keys() - self._functions.keys()
+        missing = {*FUNCTIONS, "dlopen", "dlclose", "fork"} - self._functions.keys()
         if missing:
             raise Refused(f"its C library does not define {', '.join(sorted(missing))}")
 
