@@ -13,6 +13,7 @@ The exit status is 0 if nothing but refusals came.
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import os
 import random
@@ -40,6 +41,7 @@ from frida_rtetrack import Host, Options  # noqa: E402
 from frida_rtetrack.errors import NoSafeMoment, RtetrackError  # noqa: E402
 
 GDB_S = 60
+_GONE = (OSError, subprocess.TimeoutExpired)
 CORE_FILTER = "0x31"
 """proc_pid_coredump(5): private memory, no shared one: DPDK's heap would be in it."""
 
@@ -158,7 +160,8 @@ def children(pid: int) -> list[int]:
     """Of a process, by all of its threads."""
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        found += [int(word) for word in (task / "children").read_text().split()]
+        with contextlib.suppress(OSError):
+            found += [int(word) for word in (task / "children").read_text().split()]
     return found
 
 
@@ -170,25 +173,17 @@ def keep_evidence(folder: Path, pid: int, why: str) -> None:
         return
     for each in [pid, *children(pid)]:
         for name in ("maps", "status", "stat"):
-            with open(folder / f"{each}-{name}", "w") as file, _quietly():
+            with open(folder / f"{each}-{name}", "w") as file, contextlib.suppress(*_GONE):
                 file.write(Path(f"/proc/{each}/{name}").read_text())
         threads = []
-        with _quietly():
+        with contextlib.suppress(*_GONE):
             for task in sorted(Path(f"/proc/{each}/task").iterdir()):
                 words = [(task / name).read_text().strip() for name in ("comm", "wchan", "syscall")]
                 threads.append(f"{task.name} {' | '.join(words)}\n")
         (folder / f"{each}-threads").write_text("".join(threads))
         command = ["gdb", "-p", str(each), "-batch", "-ex", "thread apply all bt 30"]
-        with open(folder / f"{each}-gdb", "wb") as output, _quietly():
+        with open(folder / f"{each}-gdb", "wb") as output, contextlib.suppress(*_GONE):
             subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, timeout=GDB_S, stdin=subprocess.DEVNULL)
-
-
-class _quietly:
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        return kind is not None and issubclass(kind, (OSError, subprocess.TimeoutExpired))
 
 
 class Rounds:

@@ -12,10 +12,8 @@ from frida_rtetrack.errors import AgentFailed, AgentTimeout, TargetEnded
 from frida_rtetrack.target.engine import agent_script
 
 CALL_SECONDS = 20.0
-HELD_OPTIONS: dict[str, Any] = {}
-"""For a program that is held before it begins: nothing of it runs yet that Frida could disturb in coming."""
 SESSION_OPTIONS: dict[str, Any] = {"exit_monitor": False}
-"""For a program that runs. Frida's exit monitor makes forked children spin in _exit for ever (native/exits.c does what it was
+"""For every attach. Frida's exit monitor makes forked children spin in _exit for ever (native/exits.c does what it was
 good for). Not `exceptor: "off"`: Frida's own guarded reads would crash the program (see native/faults.c)."""
 
 

@@ -19,14 +19,16 @@ from frida_rtetrack.errors import (
     AgentFailed,
     AgentStays,
     AgentTimeout,
+    ArrivalRefused,
     NoSafeMoment,
     NoSuchProcess,
     NotLive,
     RtetrackError,
+    TargetEnded,
 )
 from frida_rtetrack.target import process
 from frida_rtetrack.target.addressspace import AddressSpace
-from frida_rtetrack.target.agentlink import HELD_OPTIONS, SESSION_OPTIONS, AgentLink, limited
+from frida_rtetrack.target.agentlink import SESSION_OPTIONS, AgentLink, limited
 from frida_rtetrack.target.arrival.standin import AVAILABLE as arrival_is_known_here
 from frida_rtetrack.target.arrival.standin import StandIn
 from frida_rtetrack.target.launch import GatedProgram
@@ -35,6 +37,8 @@ ATTACH_RETRIES = 2
 UNLOAD_SECONDS = 30.0
 REAP_SECONDS = 5.0
 AGENT_GONE_SECONDS = 2.0
+LEAVE_SECONDS = 3.0
+"""For a safe moment to leave a program that was spawned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +51,14 @@ class Ending:
     """exited, killed, detached, replaced (exec) or gone (ended, but how is not known)."""
 
 
-def _attach(pid: int, options: dict[str, Any]) -> frida.Session:
+def _attach(pid: int) -> frida.Session:
     """Frida sometimes misses the stop of a thread that is in fork, or loses a connection that has just begun: once more."""
     for _ in range(ATTACH_RETRIES):
         try:
-            return frida.get_local_device().attach(pid, **options)
+            return frida.get_local_device().attach(pid, **SESSION_OPTIONS)
         except (frida.TimedOutError, frida.TransportError, frida.ProtocolError):
             time.sleep(0.1)
-    return frida.get_local_device().attach(pid, **options)
+    return frida.get_local_device().attach(pid, **SESSION_OPTIONS)
 
 
 class Target:
@@ -124,9 +128,7 @@ class Target:
     @staticmethod
     def _attach(pid: int, standin: StandIn | None) -> frida.Session:
         try:
-            session: frida.Session = limited(
-                lambda: _attach(pid, HELD_OPTIONS) if standin is None else _attach(standin.tid, SESSION_OPTIONS)
-            )
+            session: frida.Session = limited(lambda: _attach(pid if standin is None else standin.tid))
             return session
         except frida.ProcessNotFoundError:
             raise NoSuchProcess(f"There is no process {pid}.") from None
@@ -210,11 +212,15 @@ class Target:
 
     def _guard(self) -> RtetrackError | None:
         """Before Frida leaves. Returns why it must not: to unload it now could deadlock the program."""
-        if self._standin is None:
+        if not arrival_is_known_here:
             return None
         try:
+            if self._standin is None:  # a program that was held when Frida came
+                self._standin = StandIn.arrive(self.pid, LEAVE_SECONDS)
             self._standin.guard()
-        except NoSafeMoment as error:
+        except TargetEnded:
+            return None
+        except (NoSafeMoment, ArrivalRefused) as error:
             return AgentStays(f"Frida's agent stays in process {self.pid}, at rest: {error.args[0]}")
         return None
 

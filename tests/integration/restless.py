@@ -61,6 +61,13 @@ class Traces:
     caught: str
     """Signals that have a handler."""
 
+    def difference(self, usual: Traces) -> str:
+        """From what they are to what they should be."""
+        return (
+            f"threads {sorted(self.threads - usual.threads)} more, descriptors {self.descriptors} != {usual.descriptors}, "
+            f"executable {sorted(set(self.executable) ^ set(usual.executable))}, caught {self.caught} != {usual.caught}"
+        )
+
 
 class Restless:
     """A restless program; `actors` as on its command line, the main thread's first."""
@@ -107,7 +114,7 @@ class Restless:
         """Its traces are `usual` again: at once, or when those of its own threads and libraries allow to see it."""
         deadline = time.monotonic() + STUCK_S
         while not _no_more(now := self.usual_traces(), usual):
-            assert time.monotonic() < deadline, f"{now}, which were {usual}"
+            assert time.monotonic() < deadline, now.difference(usual)
 
     def usual_traces(self) -> Traces:
         """The least that is seen in some looks: of the threads, those that are always there."""
