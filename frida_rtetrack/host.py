@@ -229,10 +229,10 @@ class Host:
                 self._told.problem(f"The heap could not be verified: {error}")
         self._detaching = True
         problems = self._group.unload()
-        self._session.pump.stop()
-        self._end.over.wait(UNLOAD_SECONDS)
         for stays in (problem for problem in problems if isinstance(problem, AgentStays)):
             self._told.problem(f"{stays} {stays.hint}")
+        self._session.pump.stop()
+        self._end.over.wait(UNLOAD_SECONDS)
         if failures := [problem for problem in problems if not isinstance(problem, AgentStays)]:
             raise failures[0]
 

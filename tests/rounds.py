@@ -296,7 +296,8 @@ def main(
         with tempfile.TemporaryDirectory() as folder:
             runner = Runner(Path(folder), ROOT / "build" / "programs")
             try:
-                print(standstill.measure(runner, rounds or 100, seconds))
+                print(standstill.measure(runner, rounds or 100, seconds / 2), flush=True)
+                print(standstill.measure_testpmd(runner, rounds or 100, seconds / 2))
             finally:
                 runner.close()
         return

@@ -1,14 +1,20 @@
-"""How long a program that forwards stands still while it is attached to and left: measured by itself (tests/programs/poller.c).
+"""How long a program that forwards stands still while it is attached to and left.
 
-Called by tests/rounds.py --standstill. Two times a round and thread: as the TSC sees it, and without what the thread merely
-waited for a processor, which on a machine with two of them is the larger part.
+Called by tests/rounds.py --standstill. tests/programs/poller.c measures itself. Two times a round and thread: as the TSC sees
+it, and without what the thread merely waited for a processor, which on a machine with two of them is the larger part.
+dpdk-testpmd, with its main thread at the prompt, is measured by its own counter of packets, asked for by telemetry: the longest
+time in which it did not change.
 """
 
 from __future__ import annotations
 
+import json
 import mmap
+import os
+import socket
 import statistics
 import struct
+import threading
 import time
 from dataclasses import dataclass
 
@@ -97,6 +103,64 @@ def measure(runner: Runner, rounds: int, seconds: float) -> str:
                 lines.append(
                     f"{thread:7} {phase:10} by the clock {_three(by_clock)}   but for waiting for a processor {_three(stopped)}"
                 )
+    return "\n".join(lines)
+
+
+class Testpmd:
+    """dpdk-testpmd forwarding between two null devices; its counter is read without pause by a thread of ours."""
+
+    def __init__(self, runner: Runner) -> None:
+        prefix = f"standstill{os.getpid()}"
+        devices = ("--vdev", "net_null0", "--vdev", "net_null1")
+        options = ("--no-huge", "-m", "512", "--no-pci", "--file-prefix", prefix, *devices)
+        self.process = runner.start("dpdk-testpmd", *options, "--", "-i", "--total-num-mbufs=2048")
+        self.process.wait_for("testpmd> ")
+        self.process.tell("start")
+        self.pid = self.process.pid
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.connect(f"/var/run/dpdk/{prefix}/dpdk_telemetry.v2")
+        self._socket.recv(1 << 16)
+        self._longest_s, self.packets = 0.0, 0
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        since = time.monotonic()
+        while self.process.alive:
+            self._socket.send(b"/ethdev/stats,0")
+            packets = int(json.loads(self._socket.recv(1 << 16))["/ethdev/stats"]["ipackets"])
+            now = time.monotonic()
+            if packets != self.packets:
+                self._longest_s = max(self._longest_s, now - since)
+                self.packets, since = packets, now
+
+    def longest_ms(self) -> float:
+        """Since this was asked for last."""
+        longest, self._longest_s = self._longest_s, 0.0
+        return longest * 1e3
+
+
+def measure_testpmd(runner: Runner, rounds: int, seconds: float) -> str:
+    """A table as that of `measure`, of the worker lcore that forwards."""
+    testpmd = Testpmd(runner)
+    found: dict[str, list[float]] = {"untracked": [], "coming": [], "tracked": [], "leaving": []}
+    deadline, done = time.monotonic() + seconds, 0
+    while done < rounds and time.monotonic() < deadline:
+        done += 1
+        testpmd.longest_ms()
+        time.sleep(_QUIET_S)
+        found["untracked"].append(testpmd.longest_ms())
+        host = Host.attach(testpmd.pid)
+        found["coming"].append(testpmd.longest_ms())
+        before = testpmd.packets
+        host.wait(_QUIET_S)
+        found["tracked"].append(testpmd.longest_ms())
+        assert testpmd.packets > before
+        host.close()
+        found["leaving"].append(testpmd.longest_ms())
+    testpmd.process.tell("quit")
+    lines = [f"dpdk-testpmd, {done} rounds; longest time without a packet in ms: median, 90 %, longest"]
+    lines += [f"worker  {phase:10} {_three(sorted(values))}" for phase, values in found.items()]
     return "\n".join(lines)
 
 

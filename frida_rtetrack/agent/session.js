@@ -7,6 +7,7 @@ const EVENT_BYTES = 32;
 const RING_AHEAD_BYTES = 8 << 20;
 const RING_STEP_BYTES = 2 << 20;
 const RING_LOOK_MS = 5;
+const EXEC_WAIT_S = 6; // EXEC_LIMIT_NS in native/execs.c
 const UNLOAD_GRACE_S = 0.2; // for a thread between a hook's last instruction and the program's code
 
 // Touches the ring's pages before the program's threads come to them, and not much sooner: a program that allocates little
@@ -38,6 +39,7 @@ class Session {
   constructor(fd, options, source, compiled) {
     this.code = new Code(source, compiled); // first: if it throws, nothing has been done yet
     this.options = options;
+    this.gate = new Gate(options.gate ?? null);
     this.pid = system.getpid().value;
     this.endProbes = [];
     this.hooks = []; // {function, module, address, how}
@@ -75,6 +77,7 @@ class Session {
       this.startExecProbe();
     }
     this.startSigmark();
+    this.holdForks();
     if (this.options.verify) this.watchEnd();
     this.followModules();
   }
@@ -93,6 +96,7 @@ class Session {
   startExecProbe() {
     const execve = Module.getGlobalExportByName('execve');
     this.entries.save(execve);
+    if (this.redirects.tryReplace(execve, this.code.address('hook_execve'), this.code.state('execs'))) return;
     this.execProbe = Interceptor.attach(execve, this.code.address('exec_probe'));
   }
 
@@ -108,13 +112,30 @@ class Session {
   }
 
   startSigmark() {
-    const sigaction = Module.getGlobalExportByName('sigaction');
-    this.entries.save(sigaction);
-    this.sigactionListener = Interceptor.attach(sigaction,
-      { onEnter: this.code.address('sigaction_enter'), onLeave: this.code.address('sigaction_leave') });
+    if (!this.redirectSigaction()) {
+      this.sigactionListener = Interceptor.attach(Module.getGlobalExportByName('sigaction'),
+        { onEnter: this.code.address('sigaction_enter'), onLeave: this.code.address('sigaction_leave') });
+    }
     Interceptor.flush();
     this.sigmarkState = this.code.native('sigmark_start', 'int', ['int'])(this.options.signal);
     this.code.native('faults_start', 'void', [])();
+  }
+
+  // While our calls into DPDK are under way (native/snapshot.c).
+  holdForks() {
+    const fork = Module.getGlobalExportByName('fork');
+    this.entries.save(fork);
+    this.redirects.tryReplace(fork, this.code.address('hook_fork'), this.code.state('forking'));
+  }
+
+  // Past Frida's own replacements in a forked child (native/sigactions.c).
+  redirectSigaction() {
+    const names = ['sigaction', 'signal'], addresses = names.map(name => Module.getGlobalExportByName(name));
+    addresses.forEach(address => this.entries.save(address));
+    if (Process.arch !== 'x64') return false;
+    this.code.native('sigactions_start', 'void', [])();
+    return names.map((name, i) => this.redirects.tryReplace(addresses[i], this.code.address('hook_' + name),
+      this.code.state('sigactions').add(8 * i)))[0];
   }
 
   onModuleAdded(module) {
@@ -206,13 +227,17 @@ class Session {
     this.code.dispose();
     unmap(this.memory, this.options.sessionBytes);
     unmap(this.tables, this.tablesBytes);
+    if (!this.hostReads && reason !== 'exit') this.gate.close(); // Frida unloads the agent next, and the host is gone
   }
 
   waitForThreads() {
     const threadsInside = this.code.native('agent_threads_inside', 'int', []);
     const signalsInside = this.code.native('sigmark_inside', 'int', []);
-    const inside = () => threadsInside() + signalsInside() + this.engine.threadsInside();
+    const forksInside = this.code.native('forks_inside', 'int', []);
+    const inside = () => threadsInside() + signalsInside() + forksInside() + this.engine.threadsInside();
+    const execsInside = this.code.native('execs_inside', 'int', []);
     while (inside() > 0) Thread.sleep(0.01);
+    for (let waited = 0; execsInside() > 0 && waited < EXEC_WAIT_S; waited += 0.01) Thread.sleep(0.01); // one may have been killed in it
     Thread.sleep(UNLOAD_GRACE_S);
     while (inside() > 0) Thread.sleep(0.01);
   }

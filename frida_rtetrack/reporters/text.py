@@ -172,7 +172,7 @@ def ending(summary: Summary) -> str:
     if end.signal is not None:
         return f"{name} was killed by {signal.Signals(end.signal).name if end.signal < 32 else f'signal {end.signal}'}."
     return {
-        "detached": f"{name} was detached and runs on.",
+        "detached": f"{name} was detached and runs on; some 2 MiB of memory stay in it.",
         "replaced": f"{name} replaced itself with another program (exec); the tracking ended there (--follow-fork goes on).",
         "gone": f"{name} has ended.",
     }.get(end.why, f"{name} is running.")

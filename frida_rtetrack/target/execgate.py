@@ -196,7 +196,7 @@ def _put_back(pid: int, entry: int, original: bytes) -> None:
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGHUP):  # of a terminal, to all in it: the program is in our hands
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):  # the program is in our hands until our input ends
         signal.signal(number, signal.SIG_IGN)
     try:
         said, at_end = _hold(int(sys.argv[1]))

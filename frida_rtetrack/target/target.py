@@ -151,6 +151,10 @@ class Target:
         self.session.on("detached", detached)
         self._agent = AgentLink(self.session, lambda message: on_message(self, message))
 
+    def gate_for_agent(self) -> dict[str, Any] | None:
+        """See StandIn; None where there is none."""
+        return None if self._standin is None else self._standin.gate_for_agent()
+
     def settle(self) -> None:
         """The agent has begun: the program may load libraries and fork again."""
         if self._standin is not None:

@@ -6,6 +6,7 @@ import mmap
 import os
 import struct
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -72,10 +73,17 @@ class Traces:
 class Restless:
     """A restless program; `actors` as on its command line, the main thread's first."""
 
-    def __init__(self, runner: Runner, *actors: str) -> None:
+    def __init__(self, runner: Runner, *actors: str, spawned_with: Sequence[str] | None = None) -> None:
+        """`spawned_with`: tracked from its start, with these options."""
         self._path = runner.folder / f"counters-{time.monotonic_ns()}"
-        self.process: Process = runner.start_ready("restless", self._path, *actors)
-        self.pid = self.process.pid
+        self.process: Process
+        if spawned_with is None:
+            self.process = runner.start_ready("restless", self._path, *actors)
+            self.pid = self.process.pid
+        else:
+            tracked = runner.spawn("restless", self._path, *actors, options=spawned_with)
+            tracked.wait_for("^ready$")
+            self.process, self.pid = tracked, tracked.target
         with open(self._path, "rb") as file:
             self._counters = mmap.mmap(file.fileno(), _SLOT_BYTES * _SLOTS, prot=mmap.PROT_READ)
 

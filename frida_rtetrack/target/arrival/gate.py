@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from frida_rtetrack.errors import NoSafeMoment
 from frida_rtetrack.target.arrival.modules import AddressMap
@@ -35,7 +36,13 @@ class Gate:
         self._memory = region.memory
         self._gates = {name: region.gate(name) for name in GATED_FUNCTIONS}
         self._slots: dict[int, tuple[int, int]] = {}  # where -> what was there, our gate
+        self._words: list[tuple[str, int]] = []  # function, where it is called through
         self._asked = 0
+
+    def for_agent(self) -> dict[str, Any]:
+        """What the agent needs to close it if the host is gone, as of the last `close`. Raises OSError."""
+        words = [[hex(where), hex(self._region.function(name)), hex(self._gates[name])] for name, where in self._words]
+        return {name: hex(address) for name, address in self._region.gate_words().items()} | {"words": words}
 
     def close(self) -> None:
         """Nobody but Frida comes into the dynamic linker or forks from now on, and nobody is at it.
@@ -43,12 +50,13 @@ class Gate:
         Raises NoSafeMoment (the gate is open then), OSError.
         """
         self._region.set_gate(closed=True, in_use=True)
-        slots = [
-            (where, self._gates[name])
+        self._words = [
+            (name, where)
             for module in AddressMap(self._memory).modules
             if module.path.startswith("/") and "/memfd:" not in module.path
             for name, where in module.imports(GATED_FUNCTIONS)
         ]
+        slots = [(where, self._gates[name]) for name, where in self._words]
         try:
             self._lead_to_gate(slots)
             for _ in range(_ROUNDS):  # those that were inside already, or on their way to the first lock
@@ -91,4 +99,7 @@ class Gate:
         while self._region.inside_gate and time.monotonic() < deadline:
             time.sleep(0.001)
         time.sleep(_LAST_INSTRUCTIONS_S)  # for a thread between its last count and its jump
+
+    def release(self) -> None:
+        """Nobody will close it any more: it need not stay, unless somebody still stands in it. Raises OSError."""
         self._region.set_gate(closed=False, in_use=self._region.inside_gate != 0)

@@ -119,8 +119,17 @@ class Region:
         """The address of what waits before it calls the C library's function `name`."""
         return self.address + self.memory.word(self.address + _GATES + 8 * GATED_FUNCTIONS.index(name))
 
+    def function(self, name: str) -> int:
+        """The address of the C library's function `name`, 0 where there is none."""
+        return self.memory.word(self.address + _GATED_FUNCTIONS + 8 * GATED_FUNCTIONS.index(name))
+
+    def gate_words(self) -> dict[str, int]:
+        """Addresses of what the agent needs to close the gate (agent/gate.js)."""
+        offsets = {"closed": _GATE_CLOSED, "state": _STATE, "ask": _ASK_LOCKS, "asked": _ASKED_LOCKS}
+        return {name: self.address + offset for name, offset in offsets.items()}
+
     def set_gate(self, *, closed: bool, in_use: bool) -> None:
-        """Closes or opens the gate. `in_use`: modules call it, and the region must stay."""
+        """Closes or opens the gate. `in_use`: modules or the agent may use it, and the region must stay."""
         self.memory.write(self.address + _GATE_IN_USE, struct.pack("<I", in_use))
         self.memory.write(self.address + _GATE_CLOSED, struct.pack("<I", closed))
 

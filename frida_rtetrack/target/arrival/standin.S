@@ -181,7 +181,10 @@ resume:
         je      7f
         mov     ebp, eax
         xor     ebx, ebx
-7:      cmp     ebx, [rip + patience_ms]
+7:      cmp     ebx, GATE_PATIENCE_MS   /* nobody else will open it */
+        jb      8f
+        mov     dword ptr [rip + gate_closed], 0
+8:      cmp     ebx, [rip + patience_ms]
         jb      2b
 5:      mov     dword ptr [rip + gate_closed], 0
         call    unguard

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from frida_rtetrack.errors import ArrivalRefused, NoSafeMoment, TargetEnded
 from frida_rtetrack.target import apart
@@ -19,7 +20,8 @@ from frida_rtetrack.target.arrival.region import GONE, GUARDED, SETTLED, Region
 AVAILABLE = platform.machine() == "x86_64"
 ARRIVAL_S = 10.0
 """For a safe moment to come."""
-LEAVE_S = 10.0
+LEAVE_S = 5.0
+"""For a moment to leave at; then Frida's agent stays."""
 ANSWER_S = 2.0
 FRIDA_GONE_S = 3.0
 _HELPER_S = 30.0
@@ -85,6 +87,13 @@ class StandIn:
         except OSError:
             raise TargetEnded(f"Process {self.pid} ended while it was being attached to.") from None
 
+    def gate_for_agent(self) -> dict[str, Any] | None:
+        """The gate, for the agent to close if it must leave without us; None where the program has ended."""
+        try:
+            return self._gate.for_agent()
+        except OSError:
+            return None
+
     def note_frida(self) -> None:
         """Frida has just come, and nothing else: what it has mapped is to be gone before the stand-in goes."""
         self._fridas = _executable_memory(self.pid) - self._before
@@ -131,6 +140,7 @@ class StandIn:
                 time.sleep(0.005)
         self._open_gate()
         try:
+            self._gate.release()
             with self._lock:
                 self._over.set()
                 self._region.command(GONE)
