@@ -23,8 +23,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +43,7 @@ from frida_rtetrack import Host, Options  # noqa: E402
 from frida_rtetrack.errors import NoSafeMoment, RtetrackError  # noqa: E402
 
 GDB_S = 60
+SLOW_S = 4.0
 _GONE = (OSError, subprocess.TimeoutExpired)
 CORE_FILTER = "0x31"
 """proc_pid_coredump(5): private memory, no shared one: DPDK's heap would be in it."""
@@ -116,23 +119,35 @@ class Watched:
             raise Failure(kind, str(error)) from None
 
 
-def one_round(watched: Watched, row: Row, pause: float) -> None:
-    """Raises Failure, NoSafeMoment."""
+def one_round(watched: Watched, row: Row, pause: float, on_slow: Callable[[str], None]) -> None:
+    """`on_slow(what)` is called, from another thread, while something takes longer than SLOW_S. Raises Failure, NoSafeMoment."""
     begun = time.monotonic()
     observer = Accusations()
-    host = Host.attach(watched.program.pid, Options(dump_on_bad_free=False), observer)
+    with _noticed("coming", on_slow):
+        host = Host.attach(watched.program.pid, Options(dump_on_bad_free=False), observer)
     try:
         host.wait(pause)
         took = time.monotonic() - begun
         watched.check_progress("while tracked")
         begun = time.monotonic()
     finally:
-        host.close()
+        with _noticed("leaving", on_slow):
+            host.close()
     row.longest_s = max(row.longest_s, took, time.monotonic() - begun)
     watched.check_progress("afterwards")
     if observer.said:
         raise Failure("accused", "; ".join(observer.said))
     watched.check_traces()
+
+
+@contextlib.contextmanager
+def _noticed(what: str, on_slow: Callable[[str], None]) -> Iterator[None]:
+    timer = threading.Timer(SLOW_S, on_slow, (what,))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def one_kill(watched: Watched, row: Row, runner: Runner) -> None:
@@ -195,6 +210,7 @@ class Rounds:
         self._evidence = evidence
         self._pause = pause
         self._failures = 0
+        self._slow = 0
 
     def turn(self, name: str, count: int, deadline: float) -> None:
         """Up to `count` rounds with one load."""
@@ -218,7 +234,7 @@ class Rounds:
                     if self._kills:
                         one_kill(watched, row, runner)
                     else:
-                        one_round(watched, row, self._pause)
+                        one_round(watched, row, self._pause, self._slow_noter(row, name, watched.program.pid))
                 except NoSafeMoment as error:
                     row.counts["refused"] += 1
                     row.reasons[str(error)] += 1
@@ -235,6 +251,17 @@ class Rounds:
             self._note(row, name, "error", traceback.format_exc(), runner)
         return max(done, 1)
 
+    def _slow_noter(self, row: Row, name: str, pid: int) -> Callable[[str], None]:
+        """Keeps evidence of what takes long; no failure."""
+
+        def note(what: str) -> None:
+            row.counts["slow"] += 1
+            self._slow += 1
+            frames = "".join("".join(traceback.format_stack(frame)) + "\n" for frame in sys._current_frames().values())
+            keep_evidence(self._evidence / f"slow-{self._slow:03}-{what}-{name.replace(' ', '-')}", pid, frames)
+
+        return note
+
     def _note(self, row: Row, name: str, kind: str, text: str, runner: Runner) -> None:
         self._failures += 1
         row.counts[kind] += 1
@@ -247,7 +274,11 @@ class Rounds:
 
     def table(self) -> str:
         """A line a load."""
-        head = f"{'load':24} {'rounds':>6} " + " ".join(f"{kind:>7.7}" for kind in (*KINDS, "refused")) + " longest"
+        head = (
+            f"{'load':24} {'rounds':>6} "
+            + " ".join(f"{kind:>7.7}" for kind in (*KINDS, "slow", "refused"))
+            + " longest"
+        )
         lines = [head]
         total = Row()
         for name, row in self.rows.items():
@@ -268,7 +299,7 @@ class Rounds:
 
 
 def _line(name: str, row: Row) -> str:
-    counts = " ".join(f"{row.counts[kind] or '.':>7}" for kind in (*KINDS, "refused"))
+    counts = " ".join(f"{row.counts[kind] or '.':>7}" for kind in (*KINDS, "slow", "refused"))
     return f"{name:24} {row.rounds:6} {counts} {row.longest_s:5.1f} s"
 
 

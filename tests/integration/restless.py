@@ -22,13 +22,13 @@ LOADS = {
     "main waits": ("wait",),
     "main waits, all else": ("wait", "threads", "loads", "malloc"),
     "malloc": ("malloc", "malloc", "signals"),
+    "main spawns": ("spawns", "spawns", "malloc"),
+    "rare forks": ("compute", "rare forks", "threads", "signals"),
 }
 """Name -> actors; what CI has time for."""
 
 EVERY_LOAD = LOADS | {
-    "main spawns": ("spawns", "spawns", "malloc"),
     "two fork": ("fork", "forks", "signals"),
-    "rare forks": ("compute", "rare forks", "threads", "signals"),
     "main waits, forks": ("wait", "rare forks", "threads"),
     "everything": ("compute", "threads", "forks", "loads", "malloc", "signals"),
 }
