@@ -42,6 +42,7 @@ class Session {
     this.gate = new Gate(options.gate ?? null);
     this.pid = system.getpid().value;
     this.endProbes = [];
+    this.redirected = []; // names of functions in which a forked child passes Frida by
     this.hooks = []; // {function, module, address, how}
     this.entries = new Entries();
     this.redirects = new Redirects();
@@ -125,17 +126,25 @@ class Session {
   holdForks() {
     const fork = Module.getGlobalExportByName('fork');
     this.entries.save(fork);
-    this.redirects.tryReplace(fork, this.code.address('hook_fork'), this.code.state('forking'));
+    if (this.redirects.tryReplace(fork, this.code.address('hook_fork'), this.code.state('forking'))) this.redirected.push('fork');
   }
 
-  // Past Frida's own replacements in a forked child (native/sigactions.c).
+  // Past Frida's own hooks in a forked child (native/sigactions.c). Returns whether sigaction is.
   redirectSigaction() {
-    const names = ['sigaction', 'signal'], addresses = names.map(name => Module.getGlobalExportByName(name));
-    addresses.forEach(address => this.entries.save(address));
-    if (Process.arch !== 'x64') return false;
+    const names = ['sigaction', 'signal', '_dl_debug_state'];
+    const addresses = names.map(name => Module.findGlobalExportByName(name));
+    if (Process.arch !== 'x64') {
+      this.entries.save(addresses[0]);
+      return false;
+    }
     this.code.native('sigactions_start', 'void', [])();
-    return names.map((name, i) => this.redirects.tryReplace(addresses[i], this.code.address('hook_' + name),
-      this.code.state('sigactions').add(8 * i)))[0];
+    names.forEach((name, i) => {
+      if (addresses[i] === null) return;
+      this.entries.save(addresses[i]);
+      if (this.redirects.tryReplace(addresses[i], this.code.address('hook_' + name), this.code.state('sigactions').add(8 * i)))
+        this.redirected.push(name);
+    });
+    return this.redirected.includes('sigaction');
   }
 
   onModuleAdded(module) {
@@ -188,7 +197,8 @@ class Session {
   }
 
   state() {
-    return { process: this.process, engine: this.engine.name, builtBy: this.code.builtBy, hooks: this.hooks, sigmark: this.sigmarkState };
+    return { process: this.process, engine: this.engine.name, builtBy: this.code.builtBy, hooks: this.hooks, sigmark: this.sigmarkState,
+      redirected: this.redirected };
   }
 
   pause() {

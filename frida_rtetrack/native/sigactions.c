@@ -1,7 +1,8 @@
 /*
- * What the program calls in place of libc's sigaction and signal. In the process that is tracked they go on to Frida's own
- * replacements of the two, which keep a table of who is in which hook under a lock. A forked child may have that lock taken by
- * a thread that it does not have: it calls the kernel. x86-64 only.
+ * What the program calls in place of libc's sigaction and signal, and of what the dynamic linker calls when it has loaded
+ * something. In the process that is tracked they go on to Frida's own hooks, which keep a table of who is in which under a
+ * lock. A forked child may have that lock taken by a thread that it does not have, and would spin for ever: it calls the
+ * kernel, or nobody. x86-64 only.
  */
 #if defined(RTETRACK_TARGET) && defined(__x86_64__)
 #define KERNEL_RESTORER 0x04000000UL /* SA_RESTORER */
@@ -11,6 +12,7 @@
 struct sigactions { /* not wiped in a forked child */
     int (*original)(int signal, const struct signal_action *action, struct signal_action *old);
     void *(*original_signal)(int signal, void *handler);
+    void (*original_loaded)(void);
     uint32_t pid;
     struct kernel_action program[SIGNALS]; /* of FAULT_SIGNALS, which Frida handles: what the program believes */
 };
@@ -101,5 +103,11 @@ void *hook_signal(int signal, void *handler) {
     if (before != (void *) -1) note_action(signal, &action);
     atomic_add(&sigmark.inside, (uint64_t) -1);
     return before;
+}
+
+/* _dl_debug_state, which does nothing by itself: debuggers, and Frida, stop there. */
+void hook__dl_debug_state(void) {
+    if (in_child()) return;
+    sigactions.original_loaded();
 }
 #endif

@@ -54,7 +54,7 @@ class StandIn:
     @classmethod
     def arrive(cls, pid: int, seconds: float = ARRIVAL_S) -> StandIn:
         """Puts one into process `pid`. Raises NoSafeMoment, ArrivalRefused or TargetEnded; the program is as before then."""
-        command = apart.command("frida_rtetrack.target.arrival.helper", pid, seconds)
+        command = apart.command("frida_rtetrack.target.arrival.helper", pid, seconds, os.getpid())
         said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_HELPER_S)
         words = said.stdout.split()
         if words[:1] == ["standin"]:
