@@ -18,7 +18,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from tracked import Runner
+from tracked import Runner, eventually
 
 from frida_rtetrack import Host
 from frida_rtetrack.errors import NoSafeMoment
@@ -90,7 +90,7 @@ def measure(runner: Runner, rounds: int, seconds: float) -> str:
         poller.begin()
         host.wait(_QUIET_S)
         found["tracked"].append(poller.longest())
-        assert poller.packets() > before
+        eventually(lambda before=before: poller.packets() > before)
         poller.begin()
         host.close()
         found["leaving"].append(poller.longest())
@@ -155,7 +155,7 @@ def measure_testpmd(runner: Runner, rounds: int, seconds: float) -> str:
         before = testpmd.packets
         host.wait(_QUIET_S)
         found["tracked"].append(testpmd.longest_ms())
-        assert testpmd.packets > before
+        eventually(lambda before=before: testpmd.packets > before)
         host.close()
         found["leaving"].append(testpmd.longest_ms())
     testpmd.process.tell("quit")

@@ -5,10 +5,12 @@ About a minute in CI; by hand for as long as you like: `RTETRACK_ARRIVAL_ROUNDS=
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from restless import LOADS, Restless
@@ -21,7 +23,7 @@ from frida_rtetrack.target import process
 ROUNDS = int(os.environ.get("RTETRACK_ARRIVAL_ROUNDS", "60")) // len(LOADS)
 """Of attaching and leaving, for each load."""
 
-KILLS = int(os.environ.get("RTETRACK_ARRIVAL_KILLS", "10"))
+KILLS = int(os.environ.get("RTETRACK_ARRIVAL_KILLS", "8"))
 KILL_WITHIN_S = 1.5
 """One round of coming and leaving takes so long, on a machine that has other work."""
 
@@ -68,8 +70,8 @@ def test_kill_9_of_the_host_at_any_moment_of_coming_and_leaving_is_survived(runn
         "while True:\n"
         "    Host.attach(int(sys.argv[1])).close()\n"
     )
-    for _ in range(KILLS):
-        program = Restless(runner, "compute", "threads", "signals")
+    for _, actors in zip(range(KILLS), itertools.cycle(LOADS.values()), strict=False):
+        program = Restless(runner, *actors)
         host = runner.python(script, program.pid)
         host.wait_for("^begins$")
         time.sleep(random.uniform(0, KILL_WITHIN_S))
@@ -77,6 +79,9 @@ def test_kill_9_of_the_host_at_any_moment_of_coming_and_leaving_is_survived(runn
         host.wait()
         program.assert_well()
         time.sleep(0.2)  # in which Frida's agent leaves by itself
+        program.assert_well()
+        eventually(lambda pid=program.pid: "rtetrack-session" not in Path(f"/proc/{pid}/maps").read_text())
+        Host.attach(program.pid).close()
         program.assert_well()
         program.process.send_signal(signal.SIGKILL)
 
