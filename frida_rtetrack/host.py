@@ -230,7 +230,7 @@ class Host:
         self._detaching = True
         problems = self._group.unload()
         for stays in (problem for problem in problems if isinstance(problem, AgentStays)):
-            self._told.problem(f"{stays} {stays.hint}")
+            self.observer.problem(f"{stays} {stays.hint}")  # not queued: the work may have ended with the tracking
         self._session.pump.stop()
         self._end.over.wait(UNLOAD_SECONDS)
         if failures := [problem for problem in problems if not isinstance(problem, AgentStays)]:
