@@ -28,7 +28,7 @@ from frida_rtetrack.errors import (
 )
 from frida_rtetrack.target import process
 from frida_rtetrack.target.addressspace import AddressSpace
-from frida_rtetrack.target.agentlink import SESSION_OPTIONS, AgentLink, limited
+from frida_rtetrack.target.agentlink import SESSION_OPTIONS, AgentLink, hang_up, limited
 from frida_rtetrack.target.arrival.standin import AVAILABLE as arrival_is_known_here
 from frida_rtetrack.target.arrival.standin import StandIn
 from frida_rtetrack.target.launch import GatedProgram
@@ -92,6 +92,7 @@ class Target:
         """It called rte_eal_cleanup."""
         self._pidfd = os.pidfd_open(pid)
         self._agent: AgentLink | None = None
+        self._agents_before: frozenset[str] = frozenset()  # such as could not leave
         self._on_detached: Callable[..., None] | None = None
 
     @classmethod
@@ -107,8 +108,11 @@ class Target:
     @classmethod
     def attach(cls, pid: int) -> Target:
         """Attaches Frida to the running process `pid`, through a thread of our own in it. Raises RtetrackError."""
+        before = process.agents(pid)
         session, standin = cls._come_into(pid)
-        return cls(pid, session, tuple(process.command_line(pid)), None, standin)
+        target = cls(pid, session, tuple(process.command_line(pid)), None, standin)
+        target._agents_before = before
+        return target
 
     @classmethod
     def _come_into(cls, pid: int) -> tuple[frida.Session, StandIn | None]:
@@ -210,9 +214,18 @@ class Target:
         except (RtetrackError, frida.InvalidOperationError):
             pass
         if stays is None:
-            process.wait_for_agents_end(self.pid, AGENT_GONE_SECONDS)
+            stays = self._see_agent_off()
         self._dismiss_standin(frida_stays=stays is not None)
         return problem or stays
+
+    def _see_agent_off(self) -> RtetrackError | None:
+        """Waits until Frida's agent has gone. Returns that it stays."""
+        if process.wait_for_agents_end(self.pid, AGENT_GONE_SECONDS, self._agents_before):
+            return None
+        hang_up(self.pid)
+        if process.wait_for_agents_end(self.pid, AGENT_GONE_SECONDS, self._agents_before):
+            return None
+        return AgentStays(f"Frida's agent stays in process {self.pid}, at rest: it did not leave.")
 
     def _guard(self) -> RtetrackError | None:
         """Before Frida leaves. Returns why it must not: to unload it now could deadlock the program."""
