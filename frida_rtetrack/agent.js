@@ -12,6 +12,7 @@
 //#include "agent/redirects.js"
 //#include "agent/code.js"
 //#include "agent/heap.js"
+//#include "agent/gate.js"
 //#include "agent/portable_engine.js"
 //#include "agent/native_engine.js"
 //#include "agent/session.js"

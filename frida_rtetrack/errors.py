@@ -90,6 +90,12 @@ class NoSafeMoment(RtetrackError):
     HINT = "Attach at a calmer moment (not while it loads libraries or forks without pause), or use `rtetrack-frida spawn`."
 
 
+class AgentStays(RtetrackError):
+    """Frida's agent was left in the program, since taking it out then could have deadlocked that."""
+
+    HINT = "It does nothing, takes some 12 MiB and 7 threads, and goes with the program. The process can be attached to again."
+
+
 class ArrivalRefused(RtetrackError):
     """The program, or the kernel on its behalf, does not let us come in; nothing was tried, or it was taken back."""
 

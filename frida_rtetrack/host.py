@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from frida_rtetrack.errors import BadUsage, NotLive, RtetrackError, naming_what_ran_out
+from frida_rtetrack.errors import AgentStays, BadUsage, NotLive, RtetrackError, naming_what_ran_out
 from frida_rtetrack.inspection import Inspection
 from frida_rtetrack.observer import Observer, QueuedObserver
 from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_FRAMES, Options
@@ -258,10 +258,12 @@ class Host(Questions):
             self._inspection.last_look()
         self._detaching = True
         problems = self._group.unload()
+        for stays in (problem for problem in problems if isinstance(problem, AgentStays)):
+            self.observer.problem(f"{stays} {stays.hint}")  # not queued: the work may have ended with the tracking
         self._session.pump.stop()
         self._end.over.wait(UNLOAD_SECONDS)
-        if problems:
-            raise problems[0]
+        if failures := [problem for problem in problems if not isinstance(problem, AgentStays)]:
+            raise failures[0]
 
     def leave(self) -> None:
         """Makes `wait` return soon: for a signal handler, which must not wait itself. `close` or `detach` follows."""

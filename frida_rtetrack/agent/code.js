@@ -4,7 +4,10 @@
  */
 
 // What the C keeps between calls, each on pages of its own. `wiped`: a forked child reads zeros, and so is not tracked.
-const STATES = { agent: { wiped: true }, sigmark: {}, faults: {}, originals: {}, fork_follow: {}, call_layout: {}, exits: {} };
+const STATES = {
+  agent: { wiped: true }, sigmark: {}, faults: {}, sigactions: {}, originals: {}, fork_follow: {}, call_layout: {}, exits: {}, execs: {},
+  forking: {},
+};
 
 const IMPORTS = ['syscall', 'sigaction', 'fopencookie', 'fclose', 'setvbuf', '__errno_location'];
 

@@ -7,6 +7,7 @@ const EVENT_BYTES = 32;
 const RING_AHEAD_BYTES = 2 << 20;
 const RING_STEP_BYTES = 1 << 20;
 const RING_LOOK_MS = 5;
+const EXEC_WAIT_S = 6; // EXEC_LIMIT_NS in native/execs.c
 const UNLOAD_GRACE_S = 0.2; // for a thread between a hook's last instruction and the program's code
 
 // Touches the ring's pages before the program's threads come to them, and not much sooner: a program that allocates little
@@ -38,8 +39,10 @@ class Session {
   constructor(fd, options, source, compiled) {
     this.code = new Code(source, compiled); // first: if it throws, nothing has been done yet
     this.options = options;
+    this.gate = new Gate(options.gate ?? null);
     this.pid = system.getpid().value;
     this.endProbes = [];
+    this.redirected = []; // names of functions in which a forked child passes Frida by
     this.hooks = []; // {function, module, address, how}
     this.entries = new Entries();
     this.redirects = new Redirects();
@@ -78,6 +81,7 @@ class Session {
     this.startSigmark();
     if (this.options.holdEnd) this.holdEnd(1);
     if (this.options.verify || this.options.holdEnd) this.watchEnd();
+    this.holdForks();
     this.followModules();
   }
 
@@ -95,6 +99,7 @@ class Session {
   startExecProbe() {
     const execve = Module.getGlobalExportByName('execve');
     this.entries.save(execve);
+    if (this.redirects.tryReplace(execve, this.code.address('hook_execve'), this.code.state('execs'))) return;
     this.execProbe = Interceptor.attach(execve, this.code.address('exec_probe'));
   }
 
@@ -110,13 +115,38 @@ class Session {
   }
 
   startSigmark() {
-    const sigaction = Module.getGlobalExportByName('sigaction');
-    this.entries.save(sigaction);
-    this.sigactionListener = Interceptor.attach(sigaction,
-      { onEnter: this.code.address('sigaction_enter'), onLeave: this.code.address('sigaction_leave') });
+    if (!this.redirectSigaction()) {
+      this.sigactionListener = Interceptor.attach(Module.getGlobalExportByName('sigaction'),
+        { onEnter: this.code.address('sigaction_enter'), onLeave: this.code.address('sigaction_leave') });
+    }
     Interceptor.flush();
     this.sigmarkState = this.code.native('sigmark_start', 'int', ['int'])(this.options.signal);
     this.code.native('faults_start', 'void', [])();
+  }
+
+  // While our calls into DPDK are under way (native/snapshot.c).
+  holdForks() {
+    const fork = Module.getGlobalExportByName('fork');
+    this.entries.save(fork);
+    if (this.redirects.tryReplace(fork, this.code.address('hook_fork'), this.code.state('forking'))) this.redirected.push('fork');
+  }
+
+  // Past Frida's own hooks in a forked child (native/sigactions.c). Returns whether sigaction is.
+  redirectSigaction() {
+    const names = ['sigaction', 'signal', '_dl_debug_state'];
+    const addresses = names.map(name => Module.findGlobalExportByName(name));
+    if (Process.arch !== 'x64') {
+      this.entries.save(addresses[0]);
+      return false;
+    }
+    this.code.native('sigactions_start', 'void', [])();
+    names.forEach((name, i) => {
+      if (addresses[i] === null) return;
+      this.entries.save(addresses[i]);
+      if (this.redirects.tryReplace(addresses[i], this.code.address('hook_' + name), this.code.state('sigactions').add(8 * i)))
+        this.redirected.push(name);
+    });
+    return this.redirected.includes('sigaction');
   }
 
   onModuleAdded(module) {
@@ -172,7 +202,8 @@ class Session {
   }
 
   state() {
-    return { process: this.process, engine: this.engine.name, builtBy: this.code.builtBy, hooks: this.hooks, sigmark: this.sigmarkState };
+    return { process: this.process, engine: this.engine.name, builtBy: this.code.builtBy, hooks: this.hooks, sigmark: this.sigmarkState,
+      redirected: this.redirected };
   }
 
   pause() {
@@ -212,14 +243,18 @@ class Session {
     this.code.dispose();
     unmap(this.memory, this.options.sessionBytes);
     unmap(this.tables, this.tablesBytes);
+    if (!this.hostReads && reason !== 'exit') this.gate.close(); // Frida unloads the agent next, and the host is gone
   }
 
   waitForThreads() {
     const threadsInside = this.code.native('agent_threads_inside', 'int', []);
     const signalsInside = this.code.native('sigmark_inside', 'int', []);
     const threadsEnding = this.code.native('agent_threads_ending', 'int', []);
-    const inside = () => threadsInside() + signalsInside() + threadsEnding() + this.engine.threadsInside();
+    const forksInside = this.code.native('forks_inside', 'int', []);
+    const inside = () => threadsInside() + signalsInside() + threadsEnding() + forksInside() + this.engine.threadsInside();
+    const execsInside = this.code.native('execs_inside', 'int', []);
     while (inside() > 0) Thread.sleep(0.01);
+    for (let waited = 0; execsInside() > 0 && waited < EXEC_WAIT_S; waited += 0.01) Thread.sleep(0.01); // one may have been killed in it
     Thread.sleep(UNLOAD_GRACE_S);
     while (inside() > 0) Thread.sleep(0.01);
   }

@@ -11,3 +11,4 @@
 #include "listeners.c"
 #include "sigmark.c"
 #include "faults.c"
+#include "sigactions.c"

@@ -8,3 +8,4 @@
 #include "portable.c"
 #include "sigmark.c"
 #include "faults.c"
+#include "sigactions.c"

@@ -40,6 +40,24 @@ static void exec_called(const char *path) {
 }
 
 #ifdef RTETRACK_TARGET
+struct execs {
+    int (*original)(const char *path, char *const *arguments, char *const *environment);
+    volatile uint64_t inside;
+};
+
+STATE(struct execs, execs);
+
+/* In the place of execve. Not a listener, whose bookkeeping may keep a forked child waiting. */
+int hook_execve(const char *path, char *const *arguments, char *const *environment) {
+    atomic_add(&execs.inside, 1);
+    exec_called(path);
+    atomic_add(&execs.inside, (uint64_t) -1);
+    return execs.original(path, arguments, environment);
+}
+
+int execs_inside(void) { return (int) execs.inside; }
+
+/* A listener, where execve cannot be redirected. */
 void exec_probe(GumInvocationContext *context) {
     exec_called((const char *) gum_invocation_context_get_nth_argument(context, 0));
 }

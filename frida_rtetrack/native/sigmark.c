@@ -79,39 +79,52 @@ void sigmark_stop(void) {
 
 int sigmark_inside(void) { return (int) sigmark.inside; }
 
-#ifdef RTETRACK_TARGET
-/* Listeners on libc's sigaction: what the program installs later is wrapped in the same way, and it never sees ours. */
+/* A call of libc's sigaction: what the program installs later is wrapped in the same way, and it never sees ours. */
 struct sigaction_call {
     int ours; /* the call is about the mark's signal */
     struct signal_action *old;
     struct signal_action program_before, program_after, wrapper;
 };
 
-void sigaction_enter(GumInvocationContext *context) {
-    struct sigaction_call *call = INVOCATION_DATA(context, struct sigaction_call);
-    const struct signal_action *action = gum_invocation_context_get_nth_argument(context, 1);
+/* Returns the action to install in place of `action`. */
+static const struct signal_action *sigaction_begins(struct sigaction_call *call, int signal,
+                                                    const struct signal_action *action, struct signal_action *old) {
     call->ours = 0;
-    if (!sigmark.active || (int) (uint64_t) gum_invocation_context_get_nth_argument(context, 0) != sigmark.signal) return;
-    if (sigmark.own_call != 0 && sigmark.own_call == (uint32_t) syscall(SYS_GETTID)) return;
+    if (!sigmark.active || signal != sigmark.signal) return action;
+    if (sigmark.own_call != 0 && sigmark.own_call == (uint32_t) syscall(SYS_GETTID)) return action;
     call->ours = 1;
-    call->old = gum_invocation_context_get_nth_argument(context, 2);
+    call->old = old;
     call->program_before = call->program_after = sigmark.program;
-    if (action == NULL) return;
+    if (action == NULL) return action;
     call->program_after = *action;
-    if (action->handler == HANDLER_IGNORE) return;
+    if (action->handler == HANDLER_IGNORE) return action;
     sigmark.program = *action; /* before the kernel can deliver to the wrapper */
     wrap_action(action, &call->wrapper);
-    gum_invocation_context_replace_nth_argument(context, 1, &call->wrapper);
+    return &call->wrapper;
 }
 
-void sigaction_leave(GumInvocationContext *context) {
-    struct sigaction_call *call = INVOCATION_DATA(context, struct sigaction_call);
+static void sigaction_ended(struct sigaction_call *call, int result) {
     if (!call->ours) return;
-    if ((int) (uint64_t) gum_invocation_context_get_return_value(context) != 0) {
+    if (result != 0) {
         sigmark.program = call->program_before;
         return;
     }
     sigmark.program = call->program_after;
     if (call->old != NULL) *call->old = call->program_before;
+}
+
+#ifdef RTETRACK_TARGET
+/* Listeners, where sigaction cannot be redirected (sigactions.c). */
+void sigaction_enter(GumInvocationContext *context) {
+    const struct signal_action *action = gum_invocation_context_get_nth_argument(context, 1), *wrapped;
+    wrapped = sigaction_begins(INVOCATION_DATA(context, struct sigaction_call),
+                               (int) (uint64_t) gum_invocation_context_get_nth_argument(context, 0), action,
+                               gum_invocation_context_get_nth_argument(context, 2));
+    if (wrapped != action) gum_invocation_context_replace_nth_argument(context, 1, (void *) wrapped);
+}
+
+void sigaction_leave(GumInvocationContext *context) {
+    sigaction_ended(INVOCATION_DATA(context, struct sigaction_call),
+                    (int) (uint64_t) gum_invocation_context_get_return_value(context));
 }
 #endif

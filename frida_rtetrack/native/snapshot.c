@@ -194,10 +194,54 @@ static void *map_memory(uint64_t bytes) {
     return address < 0 ? NULL : (void *) address;
 }
 
+#ifdef RTETRACK_TARGET
+/*
+ * What the program calls in place of fork while it is tracked: a child that was forked while we have DPDK's heap locked would
+ * have that lock taken for ever. So forks wait for us, and we for forks; not for longer than FORK_LIMIT_NS.
+ */
+#define FORK_LIMIT_NS 2000000000ULL
+
+struct forking {
+    int (*original)(void);
+    volatile uint64_t inside;
+};
+
+STATE(struct forking, forking);
+
+static const int64_t one_ms[2] = {0, 1000000};
+
+static void wait_for_forks(void) {
+    uint64_t until = monotonic_ns() + FORK_LIMIT_NS;
+    while (forking.inside != 0 && monotonic_ns() < until) syscall(SYS_NANOSLEEP, one_ms, 0L);
+}
+
+int hook_fork(void) {
+    uint64_t until = monotonic_ns() + FORK_LIMIT_NS;
+    int child;
+    for (;;) {
+        atomic_add(&forking.inside, 1);
+        if (agent.heap_users == 0 || monotonic_ns() > until) break; /* zero in a child, too */
+        atomic_add(&forking.inside, (uint64_t) -1);
+        syscall(SYS_NANOSLEEP, one_ms, 0L);
+    }
+    child = forking.original();
+    if (child == 0) forking.inside = 0; /* the other threads' forks are the parent's */
+    else atomic_add(&forking.inside, (uint64_t) -1);
+    return child;
+}
+
+int forks_inside(void) { return (int) forking.inside; }
+#else
+static void wait_for_forks(void) {}
+#endif
+
 /* Around every call of ours into DPDK: 0 if its heap is gone and must not be touched. */
 int heap_enter(void) {
     atomic_add(&agent.heap_users, 1);
-    if (!agent.heap_gone) return 1;
+    if (!agent.heap_gone) {
+        wait_for_forks();
+        return 1;
+    }
     atomic_add(&agent.heap_users, (uint64_t) -1);
     return 0;
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +21,7 @@ LOOK_SECONDS = 0.25
 HELD_OPTIONS: dict[str, Any] = {}
 """For a program that is held before it begins: nothing of it runs yet that Frida could disturb in coming."""
 SESSION_OPTIONS: dict[str, Any] = {"exit_monitor": False}
-"""For a program that runs. Frida's exit monitor makes forked children spin in _exit for ever (native/exits.c does what it was
+"""For every attach. Frida's exit monitor makes forked children spin in _exit for ever (native/exits.c does what it was
 good for). Not `exceptor: "off"`: Frida's own guarded reads would crash the program (see native/faults.c)."""
 
 
@@ -73,9 +75,32 @@ class AgentLink:
         """Makes the agent undo everything and leave."""
         limited(self._script.unload, seconds)
 
+    def stay(self, seconds: float) -> None:
+        """Has Frida's agent, which does nothing any more, stay in the process when its session ends."""
+        limited(self._script.eternalize, seconds)
+
     def close(self) -> None:
         """Hears no more of what the script sends."""
         self._script.off("message", self._on_script_message)
+
+
+def hang_up(pid: int) -> None:
+    """Ends the connection that the agent in `pid` has to Frida in this process: it leaves by itself then.
+
+    For one that Frida forgot to tell to leave: on a busy machine one in some thirty stayed after `detach` (docs/frida-notes.md).
+    """
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            with socket.socket(fileno=os.dup(int(name))) as found:
+                if found.family == socket.AF_UNIX and _peer(found) == pid:
+                    found.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # no socket, or not connected
+
+
+def _peer(found: socket.socket) -> int:
+    """struct ucred, unix(7)."""
+    return int(struct.unpack("iII", found.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
 
 
 def limited(

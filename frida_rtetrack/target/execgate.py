@@ -3,8 +3,9 @@
 Run as a process of its own, `python -I -S execgate.py PID`, because a tracer's calls must all come from one thread and
 Frida reaps what its own process traces. It seizes PID with ptrace(2), says "seized", waits for the exec, lets the
 dynamic loader do its work up to the program's entry point, leaves the thread spinning there on a jump to itself (which
-needs no tracer), says "entered ADDRESS BYTES" (hexadecimal: where the jump is, and what belongs there) and is gone. If
-the exec does not come, or not to a program that Frida could join, it lets PID go and says why.
+needs no tracer), says "entered" and waits. At the end of its input, so too when the host is killed, it puts back what
+belongs there, and the program begins. If the exec does not come, or not to a program that Frida could join, it lets PID
+go and says why.
 
 `hold` and `release` are the host's side. x86-64 Linux only.
 """
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
+import signal
 import struct
 import subprocess
 import sys
@@ -20,6 +23,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+AVAILABLE = platform.machine() == "x86_64"
 EXEC_SECONDS = 2.0
 ENTRY_SECONDS = 20.0
 """For the dynamic loader: many libraries on a busy machine."""
@@ -42,8 +46,7 @@ class Held:
     """A process that spins at its program's entry point."""
 
     pid: int
-    address: int
-    original: bytes
+    gate: subprocess.Popen[str]
 
 
 class NotHeld(Exception):
@@ -52,25 +55,34 @@ class NotHeld(Exception):
 
 def hold(pid: int, on_seized: Callable[[], None]) -> Held:
     """Holds `pid`, which is about to exec once `on_seized` was called. Raises NotHeld."""
-    with subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__, str(pid)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
-    ) as gate:
-        assert gate.stdout is not None
+    gate = subprocess.Popen(
+        [sys.executable, "-I", "-S", __file__, str(pid)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert gate.stdout is not None
+    held = Held(pid, gate)
+    try:
         seized = gate.stdout.readline().strip()
         on_seized()
-        if seized != "seized":
-            raise NotHeld(seized or "the tracer did not start")
-        words = gate.stdout.readline().split()
-    if len(words) == 3 and words[0] == "entered":
-        return Held(pid, int(words[1], 16), bytes.fromhex(words[2]))
-    raise NotHeld(" ".join(words) or "the tracer failed")
+        said = gate.stdout.readline().strip() if seized == "seized" else seized or "the tracer did not start"
+    except BaseException:
+        forget(held)
+        raise
+    if said != "entered":
+        forget(held)
+        raise NotHeld(said or "the tracer failed")
+    return held
 
 
 def release(held: Held) -> None:
-    """Lets the process begin its program."""
-    with open(f"/proc/{held.pid}/mem", "r+b", buffering=0) as memory:
-        memory.seek(held.address)
-        memory.write(held.original)
+    """Lets the process begin its program. Raises OSError where it has ended."""
+    held.gate.communicate()
+    if held.gate.returncode != 0:
+        raise ProcessLookupError(3, "it has ended")
+
+
+def forget(held: Held) -> None:
+    """Ends the gate of a process that is gone, or that goes on by itself."""
+    held.gate.communicate()
 
 
 class _Tracer:
@@ -137,7 +149,8 @@ def _why_not_joined(pid: int) -> str | None:
     return None
 
 
-def _hold(pid: int) -> str:
+def _hold(pid: int) -> tuple[str, Callable[[], None] | None]:
+    """Returns what to say, and what to do at the end if it is held."""
     tracer = _Tracer(pid)
     tracer.do(_PTRACE_SEIZE, _PTRACE_O_TRACEEXEC)
     print("seized", flush=True)
@@ -145,11 +158,11 @@ def _hold(pid: int) -> str:
         tracer.run_until(lambda status: status >> 16 == _EVENT_EXEC, EXEC_SECONDS)
     except TimeoutError:
         tracer.stop_and_detach()
-        return "did not execute anything"
+        return "did not execute anything", None
     reason = _why_not_joined(pid)
     if reason is not None:
         tracer.do(_PTRACE_DETACH)
-        return reason
+        return reason, None
     entry = _entry_point(pid)
     with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
 
@@ -166,18 +179,31 @@ def _hold(pid: int) -> str:
         except TimeoutError:
             write(original)
             tracer.stop_and_detach()
-            return "did not reach its entry point"
+            return "did not reach its entry point", None
         registers = (ctypes.c_ulonglong * 27)()
         tracer.do(_PTRACE_GETREGS, registers)
         registers[_RIP] = entry
         tracer.do(_PTRACE_SETREGS, registers)
         write(_JUMP_TO_ITSELF)
     tracer.do(_PTRACE_DETACH)
-    return f"entered {entry:x} {original.hex()}"
+    return "entered", lambda: _put_back(pid, entry, original)
+
+
+def _put_back(pid: int, entry: int, original: bytes) -> None:
+    with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+        memory.seek(entry)
+        memory.write(original)
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):  # the program is in our hands until our input ends
+        signal.signal(number, signal.SIG_IGN)
     try:
-        print(_hold(int(sys.argv[1])), flush=True)
+        said, at_end = _hold(int(sys.argv[1]))
+        print(said, flush=True)
+        if at_end is not None:
+            sys.stdin.read()
+            at_end()
     except OSError as error:
         print(error.strerror or error, flush=True)
+        sys.exit(1)

@@ -153,7 +153,8 @@ class TargetGroup:
 
     def _start_agent(self, target: Target, memory_fd: int, *, executed: bool = False) -> None:
         options = agent_options(self._options, self.memory, self._symbols_of(target.pid, self._options.symbols)) | {
-            "ownHeap": executed
+            "ownHeap": executed,
+            "gate": target.gate_for_agent(),
         }
         state = start_agent(target.call, memory_fd, options, chosen_engine(self._options))
         target.settle()

@@ -1,8 +1,10 @@
 """Starts a program so that it stops before its first instruction with Frida in it, and keeps its exit status.
 
 Frida reaps what it traces, in a race with whoever else waits for the exit status in the same process. So the parent of
-the program is a keeper, a small Python process that only waits for it and passes the status on through a pipe. Frida
-watches the keeper's child with child gating; it then replaces itself with the program, and Frida stops it there.
+the program is a keeper, a small Python process that only waits for it and passes the status on through a pipe. The
+keeper's child replaces itself with the program, which is held at its entry point (execgate), where nothing of it runs
+yet that Frida could disturb. Where that is not known Frida's child gating does it, whose exit monitor makes forked
+children spin.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from typing import Any
 import frida
 
 from frida_rtetrack.errors import AgentFailed, NoSuchProgram, TargetEnded
-from frida_rtetrack.target.agentlink import HELD_OPTIONS
+from frida_rtetrack.target import execgate
+from frida_rtetrack.target.agentlink import SESSION_OPTIONS
 
 LAUNCH_SECONDS = 30.0
 _WALL = 0x40000000  # linux/wait.h: also what is traced and no child of ours
@@ -97,9 +100,18 @@ while True:
 class GatedProgram:
     """A program that waits, with Frida attached and nothing executed yet, until `resume` is called."""
 
-    def __init__(self, pid: int, session: frida.Session, keeper: subprocess.Popen[bytes], status: int) -> None:
+    def __init__(
+        self,
+        pid: int,
+        session: frida.Session,
+        held: execgate.Held | None,
+        keeper: subprocess.Popen[bytes],
+        status: int,
+    ) -> None:
+        """`held`: at its entry point, None where Frida's gating holds it."""
         self.pid = pid
         self.session = session
+        self._entry = held
         self.resumed = False
         self._keeper = keeper
         self._status_fd = status
@@ -108,8 +120,11 @@ class GatedProgram:
     def resume(self) -> None:
         """Lets the program run. Raises TargetEnded."""
         try:
-            frida.get_local_device().resume(self.pid)
-        except _GONE:
+            if self._entry is not None:
+                execgate.release(self._entry)
+            else:
+                frida.get_local_device().resume(self.pid)
+        except (OSError, *_GONE):
             raise TargetEnded("The program ended before it was let run.") from None
         _held.discard(self.pid)
         self.resumed = True
@@ -117,6 +132,8 @@ class GatedProgram:
     def kill(self) -> None:
         """Ends a program that cannot be tracked."""
         _end(self.pid)
+        if self._entry is not None and not self.resumed:
+            execgate.forget(self._entry)
 
     def wait_status(self) -> int | None:
         """The status of a program that has ended, as waitpid gives it; None where the keeper does not learn of it."""
@@ -154,7 +171,6 @@ def launch(path: str, argv: Sequence[str], *, terminal: int | None = None, keep_
     `terminal` is the descriptor of a terminal that becomes the program's standard streams and controlling terminal;
     without it the program has the caller's streams. `keep_orphans`: see `GatedProgram.orphans`. Raises NoSuchProgram or AgentFailed.
     """
-    device = frida.get_local_device()
     ready, ready_write = os.pipe()
     go_read, go = os.pipe()
     status, status_write = os.pipe()
@@ -171,24 +187,25 @@ def launch(path: str, argv: Sequence[str], *, terminal: int | None = None, keep_
     )
     for descriptor in (ready_write, go_read, status_write):
         os.close(descriptor)
-    arrived = threading.Event()
     pid = 0
-
-    def on_child_added(found: Any) -> None:
-        if found.pid == pid:
-            arrived.set()
-
-    device.on("child-added", on_child_added)
     try:
         pid = int(os.read(ready, 32) or b"0")
         if not pid:
             raise AgentFailed(f"The launcher of {path} did not start.")
         _held.add(pid)
-        gate = device.attach(pid, **HELD_OPTIONS)
-        gate.enable_child_gating()
-        os.write(go, b"g")
-        _wait_for_exec(arrived, ready, path)
-        return GatedProgram(pid, device.attach(pid, **HELD_OPTIONS), keeper, status)
+        held = None
+        if execgate.AVAILABLE:
+            held = _hold_at_entry(pid, path, ready, go)
+        else:
+            _hold_by_gating(pid, path, ready, go)
+        try:
+            session = frida.get_local_device().attach(pid, **SESSION_OPTIONS)
+        except BaseException:
+            _end(pid)
+            if held is not None:
+                execgate.forget(held)
+            raise
+        return GatedProgram(pid, session, held, keeper, status)
     except BaseException:
         if pid:
             _end(pid)
@@ -197,9 +214,48 @@ def launch(path: str, argv: Sequence[str], *, terminal: int | None = None, keep_
         os.close(status)
         raise
     finally:
-        device.off("child-added", on_child_added)
         os.close(ready)
         os.close(go)
+
+
+def _hold_at_entry(pid: int, path: str, ready: int, go: int) -> execgate.Held:
+    try:
+        return execgate.hold(pid, lambda: _write(go, b"g"))
+    except execgate.NotHeld as error:
+        os.set_blocking(ready, False)
+        try:
+            failure = os.read(ready, 4096)
+        except BlockingIOError:
+            failure = b""
+        if failure:
+            raise _not_executed(path, failure) from None
+        raise AgentFailed(f"{path} could not be held at its beginning: it {error}.") from None
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    os.write(descriptor, data)
+
+
+def _hold_by_gating(pid: int, path: str, ready: int, go: int) -> None:
+    device = frida.get_local_device()
+    arrived = threading.Event()
+
+    def on_child_added(found: Any) -> None:
+        if found.pid == pid:
+            arrived.set()
+
+    device.on("child-added", on_child_added)
+    try:
+        gate = device.attach(pid, **SESSION_OPTIONS)
+        gate.enable_child_gating()
+        os.write(go, b"g")
+        _wait_for_exec(arrived, ready, path)
+    finally:
+        device.off("child-added", on_child_added)
+
+
+def _not_executed(path: str, failure: bytes) -> NoSuchProgram:
+    return NoSuchProgram(f"{path} cannot be executed: {failure.decode()}.", "Give a program that runs on its own.")
 
 
 def _wait_for_exec(arrived: threading.Event, ready: int, path: str) -> None:
@@ -214,7 +270,7 @@ def _wait_for_exec(arrived: threading.Event, ready: int, path: str) -> None:
     if not arrived.wait(LAUNCH_SECONDS):
         raise AgentFailed(f"Frida did not report the start of {path} within {LAUNCH_SECONDS:.0f} seconds.")
     if failure:
-        raise NoSuchProgram(f"{path} cannot be executed: {failure.decode()}.", "Give a program that runs on its own.")
+        raise _not_executed(path, bytes(failure))
 
 
 def _take_from_tracer(pid: int) -> bool:

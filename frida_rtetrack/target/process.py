@@ -285,20 +285,27 @@ def thread_name(pid: int, tid: int) -> str | None:
 _CONFIG = re.compile(r"\S+/dpdk/[^/\s]+/config$", re.MULTILINE)
 
 
-def wait_for_agents_end(pid: int, seconds: float) -> None:
-    """Waits until nothing of Frida is mapped in `pid` any more, or it is gone; at most so long.
+def agents(pid: int) -> frozenset[str]:
+    """The address ranges at which agents of Frida are mapped in `pid`; none where it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(line.split()[0] for line in lines if _AGENT in line)
+
+
+def wait_for_agents_end(pid: int, seconds: float, but: frozenset[str] = frozenset()) -> bool:
+    """Waits until no agent of Frida is mapped in `pid` any more `but` those, or it is gone; False: not within `seconds`.
 
     Frida lets go before its agent has unloaded itself. A thread of the program that ends in that very moment, and has
     run JavaScript before, may crash in it: who tells the program to end should not do so earlier.
     """
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            if _AGENT not in Path(f"/proc/{pid}/maps").read_text():
-                return
-        except OSError:
-            return
+    while agents(pid) - but:
+        if time.monotonic() > deadline:
+            return False
         time.sleep(0.01)
+    return True
 
 
 def maps_session(pid: int) -> bool:

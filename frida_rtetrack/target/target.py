@@ -9,17 +9,26 @@ import os
 import select
 import signal
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import frida
 
-from frida_rtetrack.errors import AgentFailed, AgentTimeout, NoSafeMoment, NoSuchProcess, NotLive, RtetrackError
+from frida_rtetrack.errors import (
+    AgentFailed,
+    AgentStays,
+    AgentTimeout,
+    ArrivalRefused,
+    NoSafeMoment,
+    NoSuchProcess,
+    NotLive,
+    RtetrackError,
+    TargetEnded,
+)
 from frida_rtetrack.target import footprint, process, undoing
 from frida_rtetrack.target.addressspace import AddressSpace
-from frida_rtetrack.target.agentlink import HELD_OPTIONS, SESSION_OPTIONS, AgentLink, limited
+from frida_rtetrack.target.agentlink import SESSION_OPTIONS, AgentLink, hang_up, limited
 from frida_rtetrack.target.arrival.standin import AVAILABLE as arrival_is_known_here
 from frida_rtetrack.target.arrival.standin import StandIn
 from frida_rtetrack.target.launch import GatedProgram
@@ -28,11 +37,12 @@ ATTACH_RETRIES = 2
 UNLOAD_SECONDS = 30.0
 REAP_SECONDS = 5.0
 AGENT_GONE_SECONDS = 2.0
-GUARD_SECONDS = 10.0
 AGENT_THREAD = "gum-js-loop"
 """The name of the thread that the agent's script runs on."""
 GONE_TOO_SECONDS = 0.3
 """Between the end of an agent's connection and that of its process."""
+LEAVE_SECONDS = 3.0
+"""For a safe moment to leave a program that was spawned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +62,18 @@ class Ending:
         return signal.Signals(self.signal).name if self.signal < 32 else f"signal {self.signal}"
 
 
-def _attach(pid: int, options: dict[str, Any], given_up: threading.Event) -> frida.Session:
+def _attach(pid: int, given_up: threading.Event) -> frida.Session:
     """Frida sometimes misses the stop of a thread that is in fork, or loses a connection that has just begun: once more.
 
     Not by Frida's own Cancellable: the device can attach to no process any more after that ("already created").
     """
     for _ in range(ATTACH_RETRIES):
         try:
-            return frida.get_local_device().attach(pid, **options)
+            return frida.get_local_device().attach(pid, **SESSION_OPTIONS)
         except (frida.TimedOutError, frida.TransportError, frida.ProtocolError):
             if given_up.wait(0.1):
                 raise
-    return frida.get_local_device().attach(pid, **options)
+    return frida.get_local_device().attach(pid, **SESSION_OPTIONS)
 
 
 def _send_away(pid: int, session: frida.Session | None, standin: StandIn | None) -> None:
@@ -110,6 +120,7 @@ class Target:
         """It called rte_eal_cleanup."""
         self._pidfd = os.pidfd_open(pid)
         self._agent: AgentLink | None = None
+        self._agents_before: frozenset[str] = frozenset()  # such as could not leave
         self._on_detached: Callable[..., None] | None = None
 
     @classmethod
@@ -125,15 +136,18 @@ class Target:
     @classmethod
     def attach(cls, pid: int) -> Target:
         """Attaches Frida to the running process `pid`, through a thread of our own in it. Raises RtetrackError."""
+        before = process.agents(pid)
         session, standin = cls._come_into(pid)
-        return cls(pid, session, tuple(process.command_line(pid)), None, standin)
+        target = cls(pid, session, tuple(process.command_line(pid)), None, standin)
+        target._agents_before = before
+        return target
 
     @classmethod
     def _come_into(cls, pid: int) -> tuple[frida.Session, StandIn | None]:
         standin = StandIn.arrive(pid) if arrival_is_known_here else None
         try:
             if standin is not None:
-                standin.keep_loader_free()
+                standin.close_gate()
             session = cls._attach(pid, standin)
         except AgentTimeout:  # Frida is still about to come by the stand-in, which is sent away when that has ended
             raise
@@ -148,10 +162,10 @@ class Target:
     @staticmethod
     def _attach(pid: int, standin: StandIn | None) -> frida.Session:
         given_up = threading.Event()
-        whom, options = (pid, HELD_OPTIONS) if standin is None else (standin.tid, SESSION_OPTIONS)
+        whom = pid if standin is None else standin.tid
         try:
             session: frida.Session = limited(
-                lambda: _attach(whom, options, given_up),
+                lambda: _attach(whom, given_up),
                 late=lambda session: _send_away(pid, session, standin),
             )
             return session
@@ -193,8 +207,12 @@ class Target:
             raise
         self._loaded.set()
 
+    def gate_for_agent(self) -> dict[str, Any] | None:
+        """See StandIn; None where there is none."""
+        return None if self._standin is None else self._standin.gate_for_agent()
+
     def settle(self) -> None:
-        """The agent has begun: the program may load libraries again."""
+        """The agent has begun: the program may load libraries and fork again."""
         self._settled = True
         if self._standin is not None:
             self._standin.settle()
@@ -236,13 +254,17 @@ class Target:
         return self._pidfd < 0 or bool(select.select([self._pidfd], [], [], seconds)[0])
 
     def unload(self) -> RtetrackError | None:
-        """Takes the agent out and lets go of the process. Returns what went wrong."""
+        """Takes the agent out and lets go of the process. Returns what went wrong, or that something stays."""
         self._loaded.wait(UNLOAD_SECONDS)
-        problem = self._guard() if self._settled else None  # from its beginning on, the stand-in is
+        stays = self._guard() if self._settled else None  # from its beginning on, the stand-in is
+        problem = None
         if self._agent is not None and not self.detached:
             try:
                 self._agent.call("leave", seconds=UNLOAD_SECONDS)
-                self._agent.unload(UNLOAD_SECONDS)
+                if stays is None:
+                    self._agent.unload(UNLOAD_SECONDS)
+                else:
+                    self._agent.stay(UNLOAD_SECONDS)
             except RtetrackError as error:
                 problem = error
         self.detached = True
@@ -250,20 +272,32 @@ class Target:
             limited(self.session.detach, UNLOAD_SECONDS)
         except (RtetrackError, frida.InvalidOperationError):
             pass
-        process.wait_for_agents_end(self.pid, AGENT_GONE_SECONDS)
-        self._dismiss_standin()
-        return problem
+        if stays is None:
+            stays = self._see_agent_off()
+        self._dismiss_standin(frida_stays=stays is not None)
+        return problem or stays
+
+    def _see_agent_off(self) -> RtetrackError | None:
+        """Waits until Frida's agent has gone. Returns that it stays."""
+        if process.wait_for_agents_end(self.pid, AGENT_GONE_SECONDS, self._agents_before):
+            return None
+        hang_up(self.pid)
+        if process.wait_for_agents_end(self.pid, AGENT_GONE_SECONDS, self._agents_before):
+            return None
+        return AgentStays(f"Frida's agent stays in process {self.pid}, at rest: it did not leave.")
 
     def _guard(self) -> RtetrackError | None:
-        """Has the stand-in on guard and the loader free while Frida leaves; where a library is loaded without end, without."""
-        deadline = time.monotonic() + GUARD_SECONDS
-        while self._standin is not None:
-            try:
-                self._standin.guard()
-                break
-            except NoSafeMoment as error:
-                if time.monotonic() > deadline:
-                    return error
+        """Before Frida leaves. Returns why it must not: to unload it now could deadlock the program."""
+        if not arrival_is_known_here:
+            return None
+        try:
+            if self._standin is None:  # a program that was held when Frida came
+                self._standin = StandIn.arrive(self.pid, LEAVE_SECONDS)
+            self._standin.guard()
+        except TargetEnded:
+            return None
+        except (NoSafeMoment, ArrivalRefused) as error:
+            return AgentStays(f"Frida's agent stays in process {self.pid}, at rest: {error.args[0]}")
         return None
 
     def undo(self) -> None:
@@ -275,9 +309,9 @@ class Target:
 
         undoing.undo(leave)
 
-    def _dismiss_standin(self) -> None:
+    def _dismiss_standin(self, *, frida_stays: bool = False) -> None:
         if self._standin is not None:
-            self._standin.dismiss(frida_was_here=True)
+            self._standin.dismiss(frida_was_here=not frida_stays)
             self._standin = None
 
     def ending(self, *, let_go: bool) -> Ending:

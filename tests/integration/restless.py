@@ -6,12 +6,35 @@ import mmap
 import os
 import struct
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tracked import Process, Runner
 
 _SLOT_BYTES, _SLOTS = 256, 8
+LOADS = {
+    "registers": ("compute", "threads", "signals"),
+    "main forks": ("fork", "threads"),
+    "another forks": ("malloc", "forks"),
+    "main loads": ("dlopen", "malloc"),
+    "another loads": ("compute", "loads", "forks"),
+    "main waits": ("wait",),
+    "main waits, all else": ("wait", "threads", "loads", "malloc"),
+    "malloc": ("malloc", "malloc", "signals"),
+    "main spawns": ("spawns", "spawns", "malloc"),
+    "rare forks": ("compute", "rare forks", "threads", "signals"),
+}
+"""Name -> actors; what CI has time for."""
+
+EVERY_LOAD = LOADS | {
+    "two fork": ("fork", "forks", "signals"),
+    "main waits, forks": ("wait", "rare forks", "threads"),
+    "everything": ("compute", "threads", "forks", "loads", "malloc", "signals"),
+}
+"""And what tests/rounds.py has besides. Not a main thread that waits beside one that spawns: while a thread blocks SIGCHLD, as
+posix_spawn and system do, the kernel wakes another one for it, and ends what that waits in with EINTR."""
+
 STUCK_S = 5.0
 """An actor that has not come round in so long never will."""
 
@@ -39,14 +62,28 @@ class Traces:
     caught: str
     """Signals that have a handler."""
 
+    def difference(self, usual: Traces) -> str:
+        """From what they are to what they should be."""
+        return (
+            f"threads {sorted(self.threads - usual.threads)} more, descriptors {self.descriptors} != {usual.descriptors}, "
+            f"executable {sorted(set(self.executable) ^ set(usual.executable))}, caught {self.caught} != {usual.caught}"
+        )
+
 
 class Restless:
     """A restless program; `actors` as on its command line, the main thread's first."""
 
-    def __init__(self, runner: Runner, *actors: str) -> None:
+    def __init__(self, runner: Runner, *actors: str, spawned_with: Sequence[str] | None = None) -> None:
+        """`spawned_with`: tracked from its start, with these options."""
         self._path = runner.folder / f"counters-{time.monotonic_ns()}"
-        self.process: Process = runner.start_ready("restless", self._path, *actors)
-        self.pid = self.process.pid
+        self.process: Process
+        if spawned_with is None:
+            self.process = runner.start_ready("restless", self._path, *actors)
+            self.pid = self.process.pid
+        else:
+            tracked = runner.spawn("restless", self._path, *actors, options=spawned_with)
+            tracked.wait_for("^ready$")
+            self.process, self.pid = tracked, tracked.target
         with open(self._path, "rb") as file:
             self._counters = mmap.mmap(file.fileno(), _SLOT_BYTES * _SLOTS, prot=mmap.PROT_READ)
 
@@ -85,7 +122,7 @@ class Restless:
         """Its traces are `usual` again: at once, or when those of its own threads and libraries allow to see it."""
         deadline = time.monotonic() + STUCK_S
         while not _no_more(now := self.usual_traces(), usual):
-            assert time.monotonic() < deadline, f"{now}, which were {usual}"
+            assert time.monotonic() < deadline, now.difference(usual)
 
     def usual_traces(self) -> Traces:
         """The least that is seen in some looks: of the threads, those that are always there."""

@@ -5,50 +5,31 @@ About a minute in CI; by hand for as long as you like: `RTETRACK_ARRIVAL_ROUNDS=
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
-from restless import Restless
-from tracked import Accusations, Runner, eventually
+from restless import LOADS, Restless
+from tracked import Accusations, Runner, eventually, foreign_mappings
 
 from frida_rtetrack import Host, Options
 from frida_rtetrack.errors import ArrivalRefused, NoSafeMoment
 from frida_rtetrack.target import process
 
-LOADS = {
-    "registers": ("compute", "threads", "signals"),
-    "main forks": ("fork", "threads"),
-    "another forks": ("malloc", "forks"),
-    "main loads": ("dlopen", "malloc"),
-    "another loads": ("compute", "loads", "forks"),
-    "main waits": ("wait",),
-    "main waits, all else": ("wait", "threads", "loads", "malloc"),
-    "malloc": ("malloc", "malloc", "signals"),
-}
-CHILD_WAITS = pytest.mark.xfail(
-    reason="A child that was forked in the moment in which Frida's agent is loaded or unloaded may find glibc's "
-    "__exit_funcs_lock taken by a thread that it does not have, and wait in exit() for ever (not in _exit): seen in some "
-    "rounds of a hundred. See README, Limits.",
-    strict=False,
-)
-"""Open: a fork would have to wait, as dlopen does, while Frida comes and leaves."""
-
 ROUNDS = int(os.environ.get("RTETRACK_ARRIVAL_ROUNDS", "60")) // len(LOADS)
 """Of attaching and leaving, for each load."""
 
-KILLS = int(os.environ.get("RTETRACK_ARRIVAL_KILLS", "10"))
+KILLS = int(os.environ.get("RTETRACK_ARRIVAL_KILLS", "8"))
 KILL_WITHIN_S = 1.5
 """One round of coming and leaving takes so long, on a machine that has other work."""
 
 
 @pytest.mark.timeout(120 + 20 * ROUNDS)
-@pytest.mark.parametrize(
-    "actors",
-    [pytest.param(a, id=n, marks=CHILD_WAITS if {"fork", "forks"} & set(a) else ()) for n, a in LOADS.items()],
-)
+@pytest.mark.parametrize("actors", [pytest.param(actors, id=name) for name, actors in LOADS.items()])
 def test_attaching_and_leaving_goes_unnoticed(runner: Runner, actors: tuple[str, ...]) -> None:
     program = Restless(runner, *actors)
     program.assert_well()
@@ -71,6 +52,14 @@ def test_attaching_and_leaving_goes_unnoticed(runner: Runner, actors: tuple[str,
     assert refused <= ROUNDS // 4
 
 
+@pytest.mark.parametrize("more", [(), ("--follow-fork",), ("--verify",)], ids=["", "follow-fork", "verify"])
+def test_forked_children_of_a_spawned_program_wait_for_nothing(runner: Runner, more: tuple[str, ...]) -> None:
+    program = Restless(runner, "fork", "rare forks", "threads", spawned_with=["--no-dump-on-bad-free", *more])
+    for _ in range(5):
+        time.sleep(0.5)
+        program.assert_well()
+
+
 @pytest.mark.timeout(120 + 10 * KILLS)
 def test_kill_9_of_the_host_at_any_moment_of_coming_and_leaving_is_survived(runner: Runner) -> None:
     script = runner.folder / "come_and_go.py"
@@ -81,8 +70,8 @@ def test_kill_9_of_the_host_at_any_moment_of_coming_and_leaving_is_survived(runn
         "while True:\n"
         "    Host.attach(int(sys.argv[1])).close()\n"
     )
-    for _ in range(KILLS):
-        program = Restless(runner, "compute", "threads", "signals")
+    for _, actors in zip(range(KILLS), itertools.cycle(LOADS.values()), strict=False):
+        program = Restless(runner, *actors)
         host = runner.python(script, program.pid)
         host.wait_for("^begins$")
         time.sleep(random.uniform(0, KILL_WITHIN_S))
@@ -90,6 +79,9 @@ def test_kill_9_of_the_host_at_any_moment_of_coming_and_leaving_is_survived(runn
         host.wait()
         program.assert_well()
         time.sleep(0.2)  # in which Frida's agent leaves by itself
+        program.assert_well()
+        eventually(lambda pid=program.pid: "rtetrack-session" not in Path(f"/proc/{pid}/maps").read_text())
+        Host.attach(program.pid).close()
         program.assert_well()
         program.process.send_signal(signal.SIGKILL)
 
@@ -112,6 +104,23 @@ def test_the_stand_in_leaves_by_itself_when_its_host_was_killed(runner: Runner) 
     host.wait()
     eventually(lambda: program.traces() == usual, seconds=30)
     program.assert_well()
+
+
+def test_an_agent_that_could_not_be_taken_out_safely_stays_at_rest_and_is_told(runner: Runner) -> None:
+    program = runner.start_ready("waiter", env={"RTETRACK_SLOW_S": "12"})
+    observer = Accusations()
+    with Host.attach(program.pid, Options(), observer):
+        program.ask(f"load {runner.program('slow.so')}", "^loading$")
+        time.sleep(0.5)
+    assert len(observer.said) == 1 and "Frida's agent stays in process" in observer.said[0], observer.said
+    program.ask("say on", "^said on$")
+    assert foreign_mappings(program.pid)
+    program.wait_for("^loaded$")
+    with Host.attach(program.pid, Options(), observer) as host:
+        program.ask("leak 4321", "^leaked")
+        eventually(lambda: host.tracking.live_bytes > 4321)
+    assert len(observer.said) == 1
+    assert program.finish() == 0
 
 
 def test_a_program_whose_main_thread_has_ended_is_refused(runner: Runner) -> None:

@@ -1,7 +1,9 @@
 /*
  * Never at rest, for tests of attaching: `restless COUNTERS MAIN [OTHER...]`. MAIN is what the main thread does without
  * pause: compute, malloc, fork, dlopen, wait. Each OTHER is a thread: threads (created and joined), forks (fork, vfork and
- * posix_spawn in turn), loads (dlopen, dlclose; pauses of 1 ms), malloc, signals (SIGALRM every 2 ms, SA_RESTART).
+ * posix_spawn in turn), spawns (vfork, posix_spawn, system, popen), rare forks (_Fork, forkpty, daemon, a child that loads,
+ * takes signals, allocates, forks and executes), loads (dlopen, dlclose; pauses of 1 ms), malloc, signals (SIGALRM every
+ * 2 ms, SA_RESTART).
  *
  * Every actor has a slot in the file COUNTERS, which the test maps: how often it came round, and how often something was
  * not as it must be, with a sentence about the last time. Prints "ready".
@@ -9,9 +11,11 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <math.h>
 #include <poll.h>
 #include <pthread.h>
+#include <pty.h>
 #include <semaphore.h>
 #include <signal.h>
 #include <spawn.h>
@@ -19,9 +23,11 @@
 #include <stdatomic.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/msg.h>
 #include <sys/select.h>
 #include <sys/sem.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -128,6 +134,61 @@ static void reap(struct slot *slot, pid_t child, int expected, const char *how) 
         wrong(slot, "%s: waitpid gave %d, status %x, errno %d", how, reaped, status, errno);
 }
 
+/* What borrows the memory and waits until the child has executed something or ended. */
+static void spawn_in_turn(struct slot *slot) {
+    static char *const nothing[] = {"true", NULL};
+    FILE *pipe;
+    pid_t child = vfork();
+    if (child == 0) _exit(9);
+    reap(slot, child, 9, "vfork");
+    child = vfork();
+    if (child == 0) {
+        execv("/bin/true", nothing);
+        _exit(127);
+    }
+    reap(slot, child, 0, "vfork, exec");
+    child = 0;
+    if (posix_spawn(&child, "/bin/true", NULL, NULL, nothing, environ) != 0) wrong(slot, "posix_spawn: errno %d", errno);
+    reap(slot, child, 0, "posix_spawn");
+    if (system("exit 5") != 5 << 8) wrong(slot, "system: errno %d", errno);
+    pipe = popen("exit 6", "r");
+    if (pipe == NULL || pclose(pipe) != 6 << 8) wrong(slot, "popen: errno %d", errno);
+}
+
+/* A daemon that ends at once; the child waits for what it began. */
+static void become_daemon(void) {
+    if (daemon(1, 1) != 0) _exit(99);
+    _exit(0);
+}
+
+static void fork_otherwise(struct slot *slot) {
+    int terminal, status;
+    pid_t child = _Fork();
+    if (child == 0) _exit(10);
+    reap(slot, child, 10, "_Fork");
+    child = forkpty(&terminal, NULL, NULL, NULL);
+    if (child == 0) _exit(11);
+    reap(slot, child, 11, "forkpty");
+    if (child > 0) close(terminal);
+    child = fork();
+    if (child == 0) become_daemon(); /* daemon ends the child that called it */
+    reap(slot, child, 0, "fork, daemon");
+    child = fork();
+    if (child == 0) { /* the child uses what attaching may have changed, and forks itself */
+        void *handle = dlopen("libm.so.6", RTLD_NOW);
+        pid_t grandchild;
+        struct sigaction action = {.sa_handler = SIG_DFL};
+        if (handle == NULL || dlclose(handle) != 0) _exit(20);
+        if (sigaction(SIGUSR2, &action, NULL) != 0 || sigaction(SIGSEGV, NULL, &action) != 0) _exit(21);
+        rte_free(rte_malloc("in a child", 100, 0));
+        grandchild = fork();
+        if (grandchild == 0) execl("/bin/true", "true", NULL);
+        if (grandchild < 0 || waitpid(grandchild, &status, 0) != grandchild || status != 0) _exit(22);
+        _exit(12);
+    }
+    reap(slot, child, 12, "fork, dlopen, sigaction, fork, exec");
+}
+
 static void fork_in_turn(struct slot *slot) {
     static char *const nothing[] = {"true", NULL};
     pid_t child = fork();
@@ -172,9 +233,10 @@ static void create_threads(struct slot *slot) {
 #define SHORT_MS 12
 #define SLACK_MS 2000 /* other work on the machine */
 
-static int pipe_ends[2], sockets[2], epoll;
-static sem_t semaphore;
-static int semaphores;
+static int pipe_ends[2], sockets[2], pair[2], epoll;
+static sem_t semaphore, posted;
+static int semaphores, messages, signalled;
+static pthread_cond_t condition_without_limit = PTHREAD_COND_INITIALIZER;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t condition = PTHREAD_COND_INITIALIZER;
 static volatile sig_atomic_t alarms;
@@ -220,6 +282,9 @@ static void wait_for_time(struct slot *slot) {
     struct sembuf down = {0, -1, 0};
     sigset_t usr1;
     char byte;
+    struct iovec room = {&byte, 1};
+    struct msghdr message = {.msg_iov = &room, .msg_iovlen = 1};
+    static uint32_t futex;
     sigemptyset(&usr1);
     sigaddset(&usr1, SIGUSR1);
     EXPECT(nanosleep(&brief, &left), 0, 0, SHORT_MS);
@@ -240,6 +305,11 @@ static void wait_for_time(struct slot *slot) {
     EXPECT(sigtimedwait(&usr1, NULL, &brief), -1, EAGAIN, SHORT_MS);
     EXPECT(semtimedop(semaphores, &down, 1, &brief), -1, EAGAIN, SHORT_MS);
     EXPECT(recv(sockets[0], &byte, 1, 0), -1, EAGAIN, SHORT_MS); /* SO_RCVTIMEO */
+    EXPECT(recvmsg(sockets[0], &message, 0), -1, EAGAIN, SHORT_MS);
+    EXPECT(pselect(0, NULL, NULL, NULL, &brief, &usr1), 0, 0, SHORT_MS);
+    EXPECT(syscall(SYS_futex, &futex, FUTEX_WAIT_PRIVATE, 0, &brief, NULL, 0), -1, ETIMEDOUT, SHORT_MS);
+    at = in_ms(CLOCK_MONOTONIC, SHORT_MS);
+    EXPECT(syscall(SYS_futex, &futex, FUTEX_WAIT_BITSET_PRIVATE, 0, &at, NULL, FUTEX_BITSET_MATCH_ANY), -1, ETIMEDOUT, SHORT_MS);
 }
 
 static void *feed(void *argument) {
@@ -247,6 +317,12 @@ static void *feed(void *argument) {
     for (;;) {
         usleep(SHORT_MS * 1000);
         if (write(pipe_ends[1], "x", 1) != 1) return NULL;
+        if (sem_post(&posted) != 0) return NULL;
+        pthread_mutex_lock(&mutex);
+        signalled++;
+        pthread_cond_signal(&condition_without_limit);
+        pthread_mutex_unlock(&mutex);
+        msgsnd(messages, &(struct {long type; char text;}) {1, 'x'}, 1, IPC_NOWAIT);
     }
 }
 
@@ -254,7 +330,10 @@ static void wait_for_things(struct slot *slot) {
     struct sigaction interrupting = {.sa_handler = on_alarm}, restarting = {.sa_handler = on_alarm, .sa_flags = SA_RESTART};
     struct timespec brief = {0, SHORT_MS * 1000000}, long_time = {3, 0}, left;
     struct pollfd readable = {pipe_ends[0], POLLIN, 0};
+    struct sembuf down = {0, -1, 0};
+    struct {long type; char text;} message;
     sigset_t alarm_only, before;
+    siginfo_t ended;
     char byte;
     int number, status;
     pid_t child;
@@ -285,6 +364,31 @@ static void wait_for_things(struct slot *slot) {
     sigaction(SIGALRM, &restarting, NULL);
     alarm_in(SHORT_MS * 500);
     EXPECT(read(pipe_ends[0], &byte, 1), 1, 0, 0);
+    while (sem_trywait(&posted) == 0) {}
+    EXPECT(sem_wait(&posted), 0, 0, 0);
+    child = fork();
+    if (child == 0) {
+        nanosleep(&brief, NULL);
+        _exit(3);
+    }
+    EXPECT(waitid(P_PID, (id_t) child, &ended, WEXITED), 0, 0, 0);
+    alarm_in(0);
+    while (sem_trywait(&posted) == 0) {}
+    EXPECT(sem_wait(&posted), 0, 0, 0);
+    pthread_mutex_lock(&mutex);
+    for (signalled = 0; signalled == 0;) pthread_cond_wait(&condition_without_limit, &mutex);
+    pthread_mutex_unlock(&mutex);
+    EXPECT(msgrcv(messages, &message, 1, 0, 0), 1, 0, 0);
+    sigaction(SIGALRM, &interrupting, NULL);
+    alarm_in(SHORT_MS * 1000);
+    EXPECT(sem_wait(&semaphore), -1, EINTR, 0);
+    alarm_in(SHORT_MS * 1000);
+    EXPECT(recv(pair[0], &byte, 1, 0), -1, EINTR, 0);
+    alarm_in(SHORT_MS * 1000);
+    EXPECT(semop(semaphores, &down, 1), -1, EINTR, 0);
+    sigaction(SIGALRM, &restarting, NULL);
+    alarm_in(SHORT_MS * 1000);
+    EXPECT(poll(NULL, 0, -1), -1, EINTR, 0); /* SA_RESTART or not */
     alarm_in(0);
 }
 
@@ -293,7 +397,10 @@ static void wait_in_turn(struct slot *slot) {
     wait_for_things(slot);
 }
 
-static void remove_semaphores(void) { semctl(semaphores, 0, IPC_RMID); }
+static void remove_semaphores(void) {
+    semctl(semaphores, 0, IPC_RMID);
+    msgctl(messages, IPC_RMID, NULL);
+}
 
 static void leave(int number) {
     remove_semaphores();
@@ -304,10 +411,13 @@ static void prepare_waits(void) {
     struct timeval limit = {0, SHORT_MS * 1000};
     pthread_t feeder;
     if (pipe(pipe_ends) != 0 || socketpair(AF_UNIX, SOCK_DGRAM, 0, sockets) != 0) exit(73);
+    if (socketpair(AF_UNIX, SOCK_DGRAM, 0, pair) != 0) exit(73);
     setsockopt(sockets[0], SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
     epoll = epoll_create1(0);
     sem_init(&semaphore, 0, 0);
+    sem_init(&posted, 0, 0);
     semaphores = semget(IPC_PRIVATE, 1, 0600);
+    messages = msgget(IPC_PRIVATE, 0600);
     sigaction(SIGTERM, &(struct sigaction) {.sa_handler = leave}, NULL);
     pthread_create(&feeder, NULL, feed, NULL);
 }
@@ -321,6 +431,7 @@ static const struct deed {
 } deeds[] = {
     {"compute", compute, 0},         {"malloc", use_malloc, 0}, {"fork", fork_in_turn, 0},  {"dlopen", load, 0},
     {"threads", create_threads, 0},  {"forks", fork_in_turn, 0}, {"loads", load, 1000},      {"wait", wait_in_turn, 0},
+    {"spawns", spawn_in_turn, 0},    {"rare forks", fork_otherwise, 0},
 };
 
 static void *act(void *argument) {

@@ -2,9 +2,12 @@
  * Allocates one block of type "kept" in a named chain and waits: `waiter [sigint|lock]`. With sigint it ends with status
  * 5 at the first SIGINT; with ignore-sigint it counts them ("interrupted") and goes on; with lock it has locked all its
  * memory, present and future. Prints "ready". Lines on standard input: "leak SIZE" allocates, "say TEXT" prints, "bad"
- * frees a block twice, "exec" replaces it with sleep, "ask TEXT" prints TEXT and ends no line; it ends at the end of its input.
+ * frees a block twice, "exec" replaces it with sleep, "ask TEXT" prints TEXT and ends no line, "load PATH" loads
+ * a library in another thread ("loading", "loaded"); it ends at the end of its input.
  */
+#include <dlfcn.h>
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <sys/mman.h>
 
@@ -29,6 +32,19 @@ NOINLINE void free_twice(void) {
     rte_free(block);
 }
 
+static void *load(void *path) {
+    puts(dlopen(path, RTLD_NOW) != NULL ? "loaded" : "not loaded");
+    fflush(stdout);
+    return NULL;
+}
+
+static void load_meanwhile(char *path) {
+    pthread_t thread;
+    path[strcspn(path, "\n")] = 0;
+    puts("loading");
+    if (pthread_create(&thread, NULL, load, strdup(path)) == 0) pthread_detach(thread);
+}
+
 int main(int argc, char **argv) {
     const char *how = argc > 1 ? argv[1] : "";
     char line[256];
@@ -51,6 +67,7 @@ int main(int argc, char **argv) {
         }
         if (sscanf(line, "leak %zu", &size) == 1) printf("leaked %p\n", keep(size));
         else if (strncmp(line, "say ", 4) == 0) printf("said %s", line + 4);
+        else if (strncmp(line, "load ", 5) == 0) load_meanwhile(line + 5);
         else if (strncmp(line, "bad", 3) == 0) {
             free_twice();
             puts("freed twice");

@@ -99,7 +99,7 @@ def test_nothing_is_missing_that_the_agent_does_not_hand_in(symbols: dict[str, t
 
 def test_what_a_forked_child_must_not_have_lies_on_pages_of_its_own(symbols: dict[str, tuple[int, int, bool]]) -> None:
     script = (PACKAGE / "agent" / "code.js").read_text()
-    states = re.findall(r"(\w+): \{", re.search(r"const STATES = \{(.*)\};", script)[1])  # type: ignore[index]
+    states = re.findall(r"(\w+): \{", re.search(r"const STATES = \{(.*?)\};", script, re.DOTALL)[1])  # type: ignore[index]
     assert "agent" in states and "originals" in states
     for name in states:
         assert symbols[name][0] % PAGE == 0, name

@@ -48,6 +48,9 @@ class StandIn:
         self.say = lambda message: on_message(self, message)
         self.lose = lambda: on_detached(self)
 
+    def gate_for_agent(self) -> None:
+        return None
+
     def call(self, method: str, *arguments: object) -> object:
         self.calls.append((method, *arguments))
         if method == "create_session":

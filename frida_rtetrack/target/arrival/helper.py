@@ -1,8 +1,8 @@
 """The helper process: looks for a safe moment, borrows a thread, and says where the stand-in is.
 
-    helper PID SECONDS    prints "standin TID ADDRESS LOOKS LONGEST_US", "busy WHY" or "refused WHY"
+    helper PID SECONDS HOST    prints "standin TID ADDRESS LOOKS LONGEST_US", "busy WHY" or "refused WHY"
 
-A look stops one thread for some hundred microseconds. The main thread comes first; where it does not stand well, so does
+HOST is who started it: without that it looks no further. A look stops one thread for some hundred microseconds. The main thread comes first; where it does not stand well, so does
 another one that waits.
 """
 
@@ -23,10 +23,10 @@ from frida_rtetrack.target.arrival.ptrace import (
     ThreadGone,
     TracedThread,
 )
-from frida_rtetrack.target.arrival.region import FUNCTIONS, LOADER_FUNCTIONS, Region
+from frida_rtetrack.target.arrival.region import FUNCTIONS, OPTIONAL_FUNCTIONS, Region
 from frida_rtetrack.target.arrival.safepoint import Judge, Unsafe
 from frida_rtetrack.target.arrival.unwind import NoEnd, NotKnownYet, StackCopy, StackTooDeep, Unwinder
-from frida_rtetrack.target.arrival.waits import WAITS, Wait, begin_again
+from frida_rtetrack.target.arrival.waits import WAITS, Wait, begin_again, tracer_of
 
 STOP_S = 3.0
 """For a thread to stop, on a busy machine; one that has just gone into vfork does when its child has executed something."""
@@ -63,9 +63,9 @@ class Arrival:
         libc = self._judge.libc
         if libc is None:
             raise Refused("its C library was not found")
-        functions = {name: self._address_of(name) for name in FUNCTIONS + LOADER_FUNCTIONS}
+        functions = {name: self._address_of(name) for name in FUNCTIONS + OPTIONAL_FUNCTIONS}
         self._functions = {name: address for name, address in functions.items() if address is not None}
-        missing = functions.keys() - self._functions.keys()
+        missing = {*FUNCTIONS, "dlopen", "dlclose", "fork"} - self._functions.keys()
         if missing:
             raise Refused(f"its C library does not define {', '.join(sorted(missing))}")
 
@@ -76,13 +76,15 @@ class Arrival:
             return found
         return next((address for module in self._addresses.modules if (address := module.export(name))), None)
 
-    def run(self, seconds: float) -> Region | None:
+    def run(self, seconds: float, host: int) -> Region | None:
         """Looks until the stand-in is there; None: no safe moment came. Raises Refused, CannotLend."""
         deadline = self._begun + seconds
         pause = FIRST_PAUSE_S
         for tid in self._candidates():
             if time.monotonic() > deadline:
                 return None
+            if os.getppid() != host:
+                raise Refused("who wanted to come in is gone")
             try:
                 region = self._look(tid)
             except (ThreadGone, ProcessLookupError):
@@ -141,7 +143,13 @@ class Arrival:
         if not self._worth_stopping(tid):
             return None
         thread = TracedThread(tid)
-        thread.seize()
+        try:
+            thread.seize()
+        except PermissionError:
+            if not (tracer := tracer_of(self.pid, tid)):
+                raise
+            self.why = f"process {tracer} traces it"  # one like us, whose host was killed; it will soon be done
+            return None
         begun = time.perf_counter_ns()
         thread.interrupt(STOP_S)
         self.looks += 1
@@ -201,7 +209,7 @@ def main() -> None:
     """Does what the module's text says."""
     try:
         arrival = Arrival(int(sys.argv[1]))
-        region = arrival.run(float(sys.argv[2]))
+        region = arrival.run(float(sys.argv[2]), int(sys.argv[3]))
         if region is None:
             print(f"busy {arrival.why}")
             return

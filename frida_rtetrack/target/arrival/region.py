@@ -14,8 +14,9 @@ from frida_rtetrack.target.arrival.ptrace import REGISTERS, Registers
 
 REGION_BYTES = 0x10000
 FUNCTIONS = ("pthread_create", "pthread_self", "pthread_detach", "sigaction", "munmap")
-LOADER_FUNCTIONS = ("dlopen", "dlmopen", "dlclose")
-"""Of the C library, in the order of standin.S."""
+GATED_FUNCTIONS = ("dlopen", "dlmopen", "dlclose", "fork", "__fork", "_Fork", "daemon", "forkpty")
+OPTIONAL_FUNCTIONS = (*GATED_FUNCTIONS, "_IO_list_lock", "_IO_list_unlock")
+"""Of the C library, in the order of standin.S. Not every C library has each of the optional ones."""
 GUARDED, SETTLED, GONE = 1, 2, 3
 """States of the stand-in: it takes a SIGSEGV that is Frida's fault; it only waits; it has left."""
 LENDER_PATIENCE_MS = 5000
@@ -28,9 +29,17 @@ _FUNCTIONS, _CREATED, _LENT, _TID, _COMMAND, _STATE, _HEARTBEAT, _PATIENCE, _LEN
 )
 _MASK, _LENDER_FLAGS, _LENDER_RSP, _LENDER_RIP, _LENDER_REGISTERS = 0x858, 0x860, 0x868, 0x870, 0x878
 _STANDIN_MASK = 0xA40
-_LOADER_FUNCTIONS, _FRIDAS_MASK, _GATE_CLOSED, _GATE_INSIDE, _GATE_IN_USE, _ASK_LOADER, _ASKED_LOADER, _GATES = (
-    *(0xB00, 0xB18, 0xB20, 0xB24, 0xB28, 0xB2C, 0xB30, 0xB38),
-)
+(
+    _GATED_FUNCTIONS,
+    _GATES,
+    _LIST_LOCK,
+    _FRIDAS_MASK,
+    _GATE_CLOSED,
+    _GATE_INSIDE,
+    _GATE_IN_USE,
+    _ASK_LOCKS,
+    _ASKED_LOCKS,
+) = (*(0xB00, 0xB40, 0xB80, 0xB90, 0xB98, 0xB9C, 0xBA0, 0xBA4, 0xBA8),)
 _EXTENDED_STATE = 0x1000
 
 # Not to be blocked: faults (a blocked one ends the program) and SIGSETXID (33), which setuid() waits for every thread to take.
@@ -56,8 +65,10 @@ class Region:
         page = bytearray(CODE)
         for index, name in enumerate(FUNCTIONS):
             struct.pack_into("<Q", page, _FUNCTIONS + 8 * index, functions[name])
-        for index, name in enumerate(LOADER_FUNCTIONS):
-            struct.pack_into("<Q", page, _LOADER_FUNCTIONS + 8 * index, functions[name])
+        for index, name in enumerate(GATED_FUNCTIONS):
+            struct.pack_into("<Q", page, _GATED_FUNCTIONS + 8 * index, functions.get(name, 0))
+        if "_IO_list_lock" in functions and "_IO_list_unlock" in functions:
+            struct.pack_into("<QQ", page, _LIST_LOCK, functions["_IO_list_lock"], functions["_IO_list_unlock"])
         struct.pack_into("<Q", page, _FRIDAS_MASK, BLOCKED & ~_ALWAYS_UNBLOCKED)
         struct.pack_into("<II", page, _PATIENCE, STANDIN_PATIENCE_MS, LENDER_PATIENCE_MS)
         back = restarted(registers)
@@ -105,11 +116,20 @@ class Region:
         self.memory.write(self.address + _HEARTBEAT, struct.pack("<I", number & 0xFFFFFFFF))
 
     def gate(self, name: str) -> int:
-        """The address of what waits before it calls the loader's function `name`."""
-        return self.address + self.memory.word(self.address + _GATES + 8 * LOADER_FUNCTIONS.index(name))
+        """The address of what waits before it calls the C library's function `name`."""
+        return self.address + self.memory.word(self.address + _GATES + 8 * GATED_FUNCTIONS.index(name))
+
+    def function(self, name: str) -> int:
+        """The address of the C library's function `name`, 0 where there is none."""
+        return self.memory.word(self.address + _GATED_FUNCTIONS + 8 * GATED_FUNCTIONS.index(name))
+
+    def gate_words(self) -> dict[str, int]:
+        """Addresses of what the agent needs to close the gate (agent/gate.js)."""
+        offsets = {"closed": _GATE_CLOSED, "state": _STATE, "ask": _ASK_LOCKS, "asked": _ASKED_LOCKS}
+        return {name: self.address + offset for name, offset in offsets.items()}
 
     def set_gate(self, *, closed: bool, in_use: bool) -> None:
-        """Closes or opens the gate. `in_use`: modules call it, and the region must stay."""
+        """Closes or opens the gate. `in_use`: modules or the agent may use it, and the region must stay."""
         self.memory.write(self.address + _GATE_IN_USE, struct.pack("<I", in_use))
         self.memory.write(self.address + _GATE_CLOSED, struct.pack("<I", closed))
 
@@ -118,13 +138,13 @@ class Region:
         """Threads that stand in the gate."""
         return self._number(_GATE_INSIDE)
 
-    def ask_loader(self, number: int) -> None:
-        """Has the stand-in take the dynamic linker's lock and give it back; `loader_answered` then."""
-        self.memory.write(self.address + _ASK_LOADER, struct.pack("<I", number))
+    def ask_locks(self, number: int) -> None:
+        """Has the stand-in take the dynamic linker's lock and that of fork and give them back; `locks_answered` then."""
+        self.memory.write(self.address + _ASK_LOCKS, struct.pack("<I", number))
 
-    def loader_answered(self, number: int) -> bool:
-        """Whether it had the lock since `ask_loader(number)`."""
-        return self._number(_ASKED_LOADER) == number
+    def locks_answered(self, number: int) -> bool:
+        """Whether it had them since `ask_locks(number)`."""
+        return self._number(_ASKED_LOCKS) == number
 
     def _number(self, offset: int) -> int:
         return int.from_bytes(self.memory.read(self.address + offset, 4), "little")

@@ -11,7 +11,9 @@
         .set SYS_PPOLL, 271
         .set SYS_RT_SIGACTION, 13
         .set SYS_RT_SIGPROCMASK, 14
+        .set SYS_GETPID, 39
         .set SYS_GETTID, 186
+        .set SYS_CLOCK_GETTIME, 228
         .set SYS_TKILL, 200
         .set SYS_PRCTL, 157
         .set SYS_SOCKETPAIR, 53
@@ -32,6 +34,7 @@
         .set SETTLED, 2
         .set GONE, 3
         .set MS, 1000000
+        .set GATE_PATIENCE_MS, 2000
         .text
 region:
 /* ---- the lender ---- */
@@ -128,6 +131,9 @@ standin:
         call    [rip + pthread_detach]
         call    guard
         mov     dword ptr [rip + state], GUARDED
+        mov     eax, SYS_GETPID
+        syscall
+        mov     [rip + own_pid], eax
         mov     eax, SYS_GETTID
         syscall
         mov     [rip + standin_tid], eax
@@ -146,8 +152,8 @@ resume:
         jmp     4f
 3:      call    unguard
         mov     dword ptr [rip + state], SETTLED
-4:      mov     eax, [rip + ask_loader]
-        cmp     eax, [rip + asked_loader]
+4:      mov     eax, [rip + ask_locks]
+        cmp     eax, [rip + asked_locks]
         je      9f
         xor     edi, edi                /* dlopen(NULL, RTLD_LAZY): it takes the dynamic linker's lock, and gives it back */
         mov     esi, 1
@@ -156,8 +162,13 @@ resume:
         jz      8f
         mov     rdi, rax
         call    [rip + dlclose]
-8:      mov     eax, [rip + ask_loader]
-        mov     [rip + asked_loader], eax
+8:      mov     rax, [rip + _IO_list_lock]      /* which fork has until the child is there */
+        test    rax, rax
+        jz      8f
+        call    rax
+        call    [rip + _IO_list_unlock]
+8:      mov     eax, [rip + ask_locks]
+        mov     [rip + asked_locks], eax
 9:      mov     r12d, 2
         cmp     dword ptr [rip + state], GUARDED
         je      6f
@@ -170,7 +181,10 @@ resume:
         je      7f
         mov     ebp, eax
         xor     ebx, ebx
-7:      cmp     ebx, [rip + patience_ms]
+7:      cmp     ebx, GATE_PATIENCE_MS   /* nobody else will open it */
+        jb      8f
+        mov     dword ptr [rip + gate_closed], 0
+8:      cmp     ebx, [rip + patience_ms]
         jb      2b
 5:      mov     dword ptr [rip + gate_closed], 0
         call    unguard
@@ -290,8 +304,9 @@ lost:   mov     r8, rdx
         ret
 
 /*
- * ---- the gate: what modules of the program call instead of dlopen and dlclose while Frida comes or leaves ----
- * They wait, for two seconds at the most. Frida's threads, known by their signal mask, go through.
+ * ---- the gate: what modules of the program call instead of dlopen, fork and the like while Frida comes or leaves ----
+ * They wait until it opens, or the host has given no sign of life for two seconds. Frida's threads, known by their signal
+ * mask, go through, and so does a forked child, in which nobody would ever open it.
  */
         .macro  gate name
 gate_\name:
@@ -301,17 +316,27 @@ gate_\name:
         gate    dlopen
         gate    dlmopen
         gate    dlclose
+        gate    fork
+        gate    __fork
+        gate    _Fork
+        gate    daemon
+        gate    forkpty
 gate:
         lock inc dword ptr [rip + gate_inside]
         push    rax
         push    rdi
         push    rsi
         push    rdx
+        push    rcx
         push    rbx
+        push    rbp
+        push    r8
         push    r10
         push    r11
-        push    r8
-        mov     ebx, 2000
+        mov     eax, SYS_GETPID
+        syscall
+        cmp     eax, [rip + own_pid]
+        jne     2f
         sub     rsp, 8
         xor     edi, edi
         xor     esi, esi
@@ -323,22 +348,49 @@ gate:
         not     rax
         test    rax, [rip + fridas_mask]
         jz      2f
+        mov     ebp, [rip + heartbeat]
+        call    now_ms
+        lea     ebx, [rax + GATE_PATIENCE_MS]
 1:      cmp     dword ptr [rip + gate_closed], 0
         je      2f
         mov     eax, 1
         call    wait_ms
-        dec     ebx
-        jnz     1b
-2:      pop     r8
-        pop     r11
+        call    now_ms
+        mov     ecx, [rip + heartbeat]
+        cmp     ecx, ebp
+        je      3f
+        mov     ebp, ecx
+        lea     ebx, [rax + GATE_PATIENCE_MS]
+3:      sub     eax, ebx
+        js      1b
+2:      pop     r11
         pop     r10
+        pop     r8
+        pop     rbp
         pop     rbx
+        pop     rcx
         pop     rdx
         pop     rsi
         pop     rdi
         pop     rax
         lock dec dword ptr [rip + gate_inside]
         jmp     [rax]
+
+/* CLOCK_MONOTONIC in milliseconds, the low 32 bits. */
+now_ms:
+        sub     rsp, 16
+        mov     edi, 1
+        mov     rsi, rsp
+        mov     eax, SYS_CLOCK_GETTIME
+        syscall
+        mov     rax, [rsp + 8]
+        xor     edx, edx
+        mov     ecx, MS
+        div     rcx
+        imul    rdx, [rsp], 1000
+        add     eax, edx
+        add     rsp, 16
+        ret
 
         .org    0x800
 pthread_create:         .quad 0         /* 0x800 */
@@ -374,13 +426,23 @@ no_pairs_program:                       /* struct sock_filter: code, jt, jf, k *
         .short  0x06; .byte 0, 0; .long 0x7fff0000              /* allow */
         .short  0x06; .byte 0, 0; .long 0x00050001              /* EPERM */
         .org    0xb00
-dlopen:                 .quad 0         /* 0xb00 */
+dlopen:                 .quad 0         /* 0xb00: what there is of it; 0 is never called */
 dlmopen:                .quad 0
 dlclose:                .quad 0
-fridas_mask:            .quad 0         /* 0xb18: what all of them block */
-gate_closed:            .long 0         /* 0xb20 */
-gate_inside:            .long 0         /* 0xb24 */
-gate_in_use:            .long 0         /* 0xb28: modules call it */
-ask_loader:             .long 0         /* 0xb2c */
-asked_loader:           .long 0, 0      /* 0xb30 */
-gates:                  .quad gate_dlopen - region, gate_dlmopen - region, gate_dlclose - region        /* 0xb38 */
+fork:                   .quad 0
+__fork:                 .quad 0
+_Fork:                  .quad 0
+daemon:                 .quad 0
+forkpty:                .quad 0
+gates:                  .quad gate_dlopen - region, gate_dlmopen - region, gate_dlclose - region        /* 0xb40 */
+                        .quad gate_fork - region, gate___fork - region, gate__Fork - region, gate_daemon - region
+                        .quad gate_forkpty - region
+_IO_list_lock:          .quad 0         /* 0xb80 */
+_IO_list_unlock:        .quad 0
+fridas_mask:            .quad 0         /* 0xb90: what all of them block */
+gate_closed:            .long 0         /* 0xb98 */
+gate_inside:            .long 0         /* 0xb9c */
+gate_in_use:            .long 0         /* 0xba0: modules call it */
+ask_locks:              .long 0         /* 0xba4 */
+asked_locks:            .long 0         /* 0xba8 */
+own_pid:                .long 0

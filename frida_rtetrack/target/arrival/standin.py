@@ -9,20 +9,24 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from frida_rtetrack.errors import ArrivalRefused, NoSafeMoment, TargetEnded
 from frida_rtetrack.target import apart
-from frida_rtetrack.target.arrival.gate import LoaderGate
+from frida_rtetrack.target.arrival.gate import Gate
 from frida_rtetrack.target.arrival.modules import Memory
 from frida_rtetrack.target.arrival.region import GONE, GUARDED, SETTLED, Region
 
 AVAILABLE = platform.machine() == "x86_64"
 ARRIVAL_S = 10.0
 """For a safe moment to come."""
+LEAVE_S = 5.0
+"""For a moment to leave at; then Frida's agent stays."""
 ANSWER_S = 2.0
 FRIDA_GONE_S = 3.0
 _HELPER_S = 30.0
-_HEARTBEAT_S = 1.0
+_HEARTBEAT_S = 0.25
+"""The gate opens by itself after two seconds without one, the stand-in leaves after ten."""
 _MOST_BYTES = 1 << 24
 _FRIDAS_MEMORY = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rwxp 00000000 00:00 0 *$", re.MULTILINE)
 
@@ -39,7 +43,7 @@ class StandIn:
         self.pid = pid
         self.tid = tid
         self._region = Region(Memory(pid), address)
-        self._gate = LoaderGate(self._region)
+        self._gate = Gate(self._region)
         self._fridas = frozenset[int]()
         self._before = _executable_memory(pid)
         self._over = threading.Event()
@@ -50,7 +54,7 @@ class StandIn:
     @classmethod
     def arrive(cls, pid: int, seconds: float = ARRIVAL_S) -> StandIn:
         """Puts one into process `pid`. Raises NoSafeMoment, ArrivalRefused or TargetEnded; the program is as before then."""
-        command = apart.command("frida_rtetrack.target.arrival.helper", pid, seconds)
+        command = apart.command("frida_rtetrack.target.arrival.helper", pid, seconds, os.getpid())
         said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_HELPER_S)
         words = said.stdout.split()
         if words[:1] == ["standin"]:
@@ -76,12 +80,19 @@ class StandIn:
             except OSError:
                 return
 
-    def keep_loader_free(self) -> None:
-        """No thread of the program loads or unloads a library until `settle` or `dismiss`. Raises NoSafeMoment."""
+    def close_gate(self) -> None:
+        """No thread of the program loads or unloads a library or forks until `settle` or `dismiss`. Raises NoSafeMoment."""
         try:
             self._gate.close()
         except OSError:
             raise TargetEnded(f"Process {self.pid} ended while it was being attached to.") from None
+
+    def gate_for_agent(self) -> dict[str, Any] | None:
+        """The gate, for the agent to close if it must leave without us; None where the program has ended."""
+        try:
+            return self._gate.for_agent()
+        except OSError:
+            return None
 
     def note_frida(self) -> None:
         """Frida has just come, and nothing else: what it has mapped is to be gone before the stand-in goes."""
@@ -93,12 +104,18 @@ class StandIn:
         self._become(SETTLED)
 
     def guard(self) -> None:
-        """Frida is about to leave. Raises NoSafeMoment: a library is being loaded."""
+        """Frida is about to leave. Raises NoSafeMoment: a thread has been loading a library or forking all the time."""
         self._become(GUARDED)
-        try:
-            self._gate.close()
-        except OSError:
-            pass
+        deadline = time.monotonic() + LEAVE_S
+        while True:
+            try:
+                self._gate.close()
+                return
+            except NoSafeMoment:
+                if time.monotonic() > deadline:
+                    raise
+            except OSError:
+                return  # the program has ended
 
     def _open_gate(self) -> None:
         try:
@@ -123,6 +140,7 @@ class StandIn:
                 time.sleep(0.005)
         self._open_gate()
         try:
+            self._gate.release()
             with self._lock:
                 self._over.set()
                 self._region.command(GONE)

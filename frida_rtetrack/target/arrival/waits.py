@@ -89,6 +89,11 @@ def begin_again(pid: int, tid: int, thread: TracedThread, registers: Registers) 
     return again
 
 
+def tracer_of(pid: int, tid: int) -> int:
+    """The pid of the process that traces the thread, 0 for none. Raises OSError."""
+    return int(_status(pid, tid)["TracerPid"])
+
+
 def _status(pid: int, tid: int) -> dict[str, str]:
     with open(f"/proc/{pid}/task/{tid}/status") as file:
         return dict(line.split(":\t", 1) for line in file if ":\t" in line)
