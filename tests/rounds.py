@@ -140,7 +140,7 @@ def one_round(watched: Watched, row: Row, pause: float, on_slow: Callable[[str],
             host.close()
     row.longest_s = max(row.longest_s, took, time.monotonic() - begun)
     watched.check_progress("afterwards")
-    if observer.said and all("Frida's agent stays" in said for said in observer.said):
+    if observer.stayed:
         Host.attach(watched.program.pid).close()
         watched.check_progress("after the next one")
         raise AtRest
