@@ -60,6 +60,10 @@ class Row:
     """Of one round, the checks left out."""
 
 
+class AtRest(Exception):
+    """Frida's agent stayed, which was said, and the next round was as if it had not."""
+
+
 class Failure(Exception):
     """One of KINDS came about; the message has the kind and what was seen."""
 
@@ -69,7 +73,8 @@ class Failure(Exception):
 
 
 KINDS = ("death", "stuck", "changed", "thread", "descriptor", "mapping", "handler", "accused", "stays", "error")
-"""`stays`: our session was still there long after the host was killed; `at rest`: Frida's agent was, with nothing to do."""
+"""`stays`: our session was still there long after the host was killed; `at rest`: Frida's agent was, or
+did not leave with the host, with nothing to do."""
 
 KILL_WITHIN_S = 1.5
 AGENT_GONE_S = 15.0
@@ -135,6 +140,10 @@ def one_round(watched: Watched, row: Row, pause: float, on_slow: Callable[[str],
             host.close()
     row.longest_s = max(row.longest_s, took, time.monotonic() - begun)
     watched.check_progress("afterwards")
+    if observer.stayed:
+        Host.attach(watched.program.pid).close()
+        watched.check_progress("after the next one")
+        raise AtRest
     if observer.said:
         raise Failure("accused", "; ".join(observer.said))
     watched.check_traces()
@@ -248,6 +257,8 @@ class Rounds:
             row.counts["refused"] += 1
             row.reasons[str(error)] += 1
             return 1
+        except AtRest:
+            row.counts["at rest"] += 1
         except Failure as failure:
             self._note(row, name, failure.kind, str(failure), runner)
         except (RtetrackError, OSError, AssertionError):

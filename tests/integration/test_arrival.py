@@ -36,7 +36,7 @@ def test_attaching_and_leaving_goes_unnoticed(runner: Runner, actors: tuple[str,
     with Host.attach(program.pid):  # Frida's dependencies, libdl and the like, are never unloaded
         pass
     usual = program.usual_traces()
-    refused = 0
+    refused = stayed = 0
     for _ in range(ROUNDS):
         observer = Accusations()
         try:
@@ -47,9 +47,13 @@ def test_attaching_and_leaving_goes_unnoticed(runner: Runner, actors: tuple[str,
             refused += 1
         program.assert_well()
         assert observer.said == []
+        if observer.stayed:
+            stayed += 1
+            usual = program.usual_traces()
         program.assert_left_as(usual)
-    print(f"{ROUNDS} rounds, {refused} refused, actors {program.actors()}")
+    print(f"{ROUNDS} rounds, {refused} refused, {stayed} stayed, actors {program.actors()}")
     assert refused <= ROUNDS // 4
+    assert stayed <= 1 + ROUNDS // 20
 
 
 @pytest.mark.parametrize("more", [(), ("--follow-fork",), ("--verify",)], ids=["", "follow-fork", "verify"])
@@ -112,14 +116,14 @@ def test_an_agent_that_could_not_be_taken_out_safely_stays_at_rest_and_is_told(r
     with Host.attach(program.pid, Options(), observer):
         program.ask(f"load {runner.program('slow.so')}", "^loading$")
         time.sleep(0.5)
-    assert len(observer.said) == 1 and "Frida's agent stays in process" in observer.said[0], observer.said
+    assert len(observer.stayed) == 1 and observer.said == []
     program.ask("say on", "^said on$")
     assert foreign_mappings(program.pid)
     program.wait_for("^loaded$")
     with Host.attach(program.pid, Options(), observer) as host:
         program.ask("leak 4321", "^leaked")
         eventually(lambda: host.tracking.live_bytes > 4321)
-    assert len(observer.said) == 1
+    assert len(observer.stayed) == 1 and observer.said == []
     assert program.finish() == 0
 
 
