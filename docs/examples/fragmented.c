@@ -13,7 +13,7 @@
 
 #define MESSAGE_BYTES (60 * 1024)
 #define TABLE_BYTES (1024 * 1024)
-#define MOST 4096
+#define MOST 1080 /* as many as a heap of 64 MiB has room for */
 
 static void *messages[MOST], *notes[MOST];
 

@@ -21,6 +21,8 @@ from frida_rtetrack.reports.folded import Folded
 from frida_rtetrack.target.target import Ending
 from frida_rtetrack.tracking.badfree import BadFreeReport
 
+NEAR = "near"
+"""How a function is redirected where nothing is in the way: by a jump of five bytes."""
 TOLD_AGAIN_AT = (2, 3, 4, 5, 10, 100, 1000, 10_000, 100_000, 1_000_000)
 """How often a bad free must have happened for that to be said while it goes on."""
 
@@ -42,9 +44,9 @@ class ConsoleReporter(Observer):
     def hooked(self, hooks: list[dict[str, str]]) -> None:
         if self._quiet or not hooks:
             return
-        ways: Counter[str] = Counter(hook["how"] for hook in hooks)
-        how = ", ".join(f"{number} by {way}" for way, number in ways.items())
-        self.say(f"rtetrack-frida: tracking {len(hooks)} functions of {os.path.basename(hooks[0]['module'])} ({how})")
+        ways = Counter(hook["how"] for hook in hooks if hook["how"] != NEAR)
+        slower = "".join(f", {number} of them by {way}" for way, number in ways.items())
+        self.say(f"rtetrack-frida: tracking {len(hooks)} functions of {os.path.basename(hooks[0]['module'])}{slower}")
 
     def bad_free(self, report: BadFreeReport) -> None:
         known = self._seen.get(report.site)

@@ -143,5 +143,6 @@ class SpaceWatch(Subscriber):
             now = time.monotonic()
             pause = (time.thread_time() - begun) / _COST_AT_MOST
             self._next = max(self._next, now + pause)
-            self._next_failure = now + max(_BETWEEN_FAILURES_S, pause)
+            if failed_bytes is not None:  # the first that fails is looked at at once, whatever was looked at before
+                self._next_failure = now + max(_BETWEEN_FAILURES_S, pause)
             self._looking = False

@@ -22,6 +22,7 @@ PAGES = sorted(page.name for page in DOCS.glob("*.md") if "```console" in page.r
 _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FOLDER = re.compile(r"(?<!\S)/[\w./+-]*/(?=[\w.+-]+)")
 _NUMBER = re.compile(r"0x[0-9a-f]+|\d[\d,.]*")
+_DURATION = re.compile(r"(less than )?N (us|ms|s|min)\b")
 _BAR = re.compile("[▁▂▃▄▅▆▇█ ]{2,}")
 
 
@@ -54,7 +55,7 @@ def run(command: str, folder: Path) -> list[str]:
 
 def comparable(line: str) -> str:
     """A line without what differs from run to run and from machine to machine."""
-    return _BAR.sub(" ", _NUMBER.sub("N", _FOLDER.sub("", line))).strip()
+    return _BAR.sub(" ", _DURATION.sub("a while", _NUMBER.sub("N", _FOLDER.sub("", line)))).strip()
 
 
 def built_examples(folder: Path) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from frida_rtetrack.commands.leakkinds import OptionalValue, leak_kinds
+from frida_rtetrack.commands.leakkinds import leak_kinds
+from frida_rtetrack.commands.optionalvalue import OptionalValue
 from frida_rtetrack.errors import BadUsage
 from frida_rtetrack.options import LeakKind
 from frida_rtetrack.reports.gate import Gate, Suppression, read_suppressions, suppressions_for
@@ -105,9 +106,19 @@ def test_a_leak_check_of_a_program_that_never_cleaned_up_does_not_pass_on_nothin
 
 
 def lost(direct: Leaks, indirect: Leaks) -> LeakCheck:
-    shares = (Share(each.blocks, each.size_bytes, each.call_sites) for each in (direct, indirect))
+    shares = [Share(each.blocks, each.size_bytes, each.call_sites) for each in (direct, indirect)]
     found = LostReport(
-        *shares, held=1, eal=1, complete=True, looks=1, seconds=0, read_bytes=0, unseen_threads=0, longest_stop_s=0
+        lost=shares[0],
+        indirectly_lost=shares[1],
+        at_ns=0,
+        held=1,
+        eal=1,
+        complete=True,
+        looks=1,
+        seconds=0,
+        read_bytes=0,
+        unseen_threads=0,
+        longest_stop_s=0,
     )
     return LeakCheck(frozenset({LeakKind.LOST}), found)
 
