@@ -46,6 +46,14 @@ class Kinship:
         return any(tuple(line.split(maxsplit=5)[3:5]) == self._memory for line in lines)
 
 
+def has_memory(pid: int) -> bool:
+    """False for a process that ends: its memory goes before it does, and whose it was cannot be told any more."""
+    try:
+        return bool(Path(f"/proc/{pid}/maps").read_bytes())
+    except OSError:
+        return False
+
+
 def _credentials(pid: int) -> tuple[tuple[str, ...], ...] | None:
     """(uids, gids), each real, effective, saved and of the file system; None where the process is gone."""
     try:

@@ -17,6 +17,7 @@ from frida_rtetrack.stream.events import EXECS
 from frida_rtetrack.stream.pump import Subscriber
 from frida_rtetrack.stream.ring import SessionMemory
 from frida_rtetrack.target import execgate
+from frida_rtetrack.target.kinship import has_memory
 
 
 class Told(Protocol):
@@ -95,9 +96,10 @@ class Offspring(Subscriber):
             self._children[number] = pidfd = _open(pid)
             if pidfd >= 0 and not self._is_ours(pid) and _is_alive(pidfd):
                 os.close(pidfd)
-                self._children[number] = -1
-                self._memory.damage.add("processes")
-                continue
+                self._children[number] = pidfd = -1
+                if has_memory(pid):
+                    self._memory.damage.add("processes")
+                    continue
             if pidfd >= 0:
                 self._pids[number] = pid
             self._told.forked(parent, pid)

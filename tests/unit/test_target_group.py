@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -342,6 +343,25 @@ def test_a_stranger_that_the_session_memory_names_is_not_touched(session: Writte
     finally:
         stranger.kill()
         stranger.wait()
+
+
+def test_a_child_whose_memory_is_gone_already_is_no_damage(session: WrittenSession) -> None:
+    """As a process is for a moment while it ends; here for longer, since its main thread has ended and another has not."""
+    ending = "import ctypes, threading, time; threading.Thread(target=time.sleep, args=(60,)).start(); ctypes.CDLL(None).syscall(60, 0)"
+    child = subprocess.Popen([sys.executable, "-c", ending])
+    try:
+        wait_until(lambda: not Path(f"/proc/{child.pid}/maps").read_bytes())
+        kin = Kinship(session.fd, lambda: [os.getpid()])
+        offspring = Offspring(
+            session.memory, is_ours=kin.is_ours, join=lambda pid: None, told=Told(), wake=threading.Event()
+        )
+        session.set_process(1, child.pid, parent=0)
+        offspring.on_round()
+        assert not session.memory.damage.found
+        assert offspring.pid(1) == 0 and not offspring.may_write() and offspring.living_pids() == []
+    finally:
+        child.kill()
+        child.wait()
 
 
 def test_a_forked_child_that_has_the_session_memory_is_ours_unless_it_may_do_more(session: WrittenSession) -> None:
