@@ -13,8 +13,9 @@ from frida_rtetrack.tracking.map import BLOCK_DTYPE
 Rows = NDArray[np.void]
 """BLOCK_DTYPE (n,)."""
 
-_AT_ONCE = 1 << 21
-"""Events between two sortings."""
+_AT_ONCE = 1 << 18
+"""Events between two sortings: few, as only what its thread allocated last is taken along."""
+_ENDS = (Kind.FREED, Kind.RESIZE_STARTED)
 _POSITION_BITS = 46
 """Of a key: the thread's number is above."""
 
@@ -77,8 +78,17 @@ class Temporary:
         ordinal[order] = np.arange(made.size) - np.repeat(starts[:-1] - self._made, np.diff(starts))
         blocks = np.concatenate([self._open[0], made])
         ordinals = np.concatenate([self._open[1], ordinal])
-        ends = np.flatnonzero(np.isin(events["kind"], (Kind.FREED, Kind.RESIZE_STARTED)))
-        began, ended, left = _pairs(blocks, events["address"][ends], first + ends)
+        is_end = np.isin(events["kind"], _ENDS)
+        ends = np.flatnonzero(is_end)
+        numbers = np.empty(len(events), np.int64)
+        numbers[is_made] = self._open[0].size + np.arange(made.size)
+        numbers[is_end] = -1 - np.arange(ends.size)
+        either = is_made | is_end
+        began, ended, left = _pairs(
+            np.concatenate([self._open[0]["address"], events["address"][either]]),
+            np.concatenate([np.arange(self._open[0].size), numbers[either]]),
+            blocks.size,
+        )
         is_free = events["kind"][ends[ended]] == Kind.FREED
         began, ended = began[is_free], ended[is_free]
         mine = blocks["thread"][began].astype(np.int64)
@@ -95,15 +105,15 @@ def _key(thread: NDArray[Any], position: NDArray[Any]) -> NDArray[np.uint64]:
 
 
 def _pairs(
-    blocks: Rows, address: NDArray[np.uint64], position: NDArray[np.int64]
+    addresses: NDArray[np.uint64], numbers: NDArray[np.int64], count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Indexes of `blocks` (m,) and, of each, of its end, which has the `address` and comes at `position` (n,) each; and of the blocks without one."""
-    addresses = np.concatenate([blocks["address"], address])
-    positions = np.concatenate([blocks["sequence"], position.astype(np.uint64)])
-    number = np.concatenate([np.arange(blocks.size), -1 - np.arange(address.size)])
-    order = np.lexsort((positions, addresses))
-    number, addresses = number[order], addresses[order]
-    at = np.flatnonzero(np.append((addresses[1:] == addresses[:-1]) & (number[1:] < 0), False) & (number >= 0))
-    ended = np.zeros(blocks.size, np.bool_)
-    ended[number[at]] = True
-    return number[at], -1 - number[at + 1], np.flatnonzero(~ended)
+    """Which of `count` blocks ended (m,), which end each had (m,), and which had none.
+
+    `addresses` and `numbers` (n,) are of blocks and ends in the order in which they came; an end has the number -1 - end.
+    """
+    order = np.argsort(addresses, kind="stable")
+    numbers, addresses = numbers[order], addresses[order]
+    at = np.flatnonzero((addresses[1:] == addresses[:-1]) & (numbers[1:] < 0) & (numbers[:-1] >= 0))
+    ended = np.zeros(count, np.bool_)
+    ended[numbers[at]] = True
+    return numbers[at], -1 - numbers[at + 1], np.flatnonzero(~ended)

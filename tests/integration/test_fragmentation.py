@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tracked import Process, Runner
+from tracked import Process, Runner, eventually
 
 from frida_rtetrack import Host
 from frida_rtetrack.reachability.elements import HEADER_BYTES
+from frida_rtetrack.recording.reader import Recording
+from frida_rtetrack.reports.freespace import FreeSpace
 
 
 def dpdk_says(process: Process) -> dict[str, int]:
@@ -32,6 +34,7 @@ def test_a_heap_that_is_cut_up_is_told_as_dpdk_has_it(runner: Runner) -> None:
     tracked.wait_for("^ready$")
     with Host.attach(runner_target_of(runner)) as host:
         (heap,) = host.free_space().heaps
+    eventually(lambda: 1 << 20 in failures(path))
     tracked.send_signal(signal.SIGTERM)
     tracked.wait()
     assert (heap.size_bytes, heap.free_bytes, heap.free, heap.busy) == (
@@ -48,6 +51,12 @@ def test_a_heap_that_is_cut_up_is_told_as_dpdk_has_it(runner: Runner) -> None:
     told = report("stats", path)
     assert "right after an allocation of 1.0 MiB had failed" in told
     assert re.search(r"the largest block that fits: \d\d\.\d KiB \(0\.1% of what is free\)", told)
+
+
+def failures(path: Path) -> list[int | None]:
+    """What had failed when the recording's session looked, as far as it is written."""
+    with Recording(path) as recording:
+        return [space.failed_bytes for space in recording.findings(FreeSpace)]
 
 
 def runner_target_of(runner: Runner) -> int:

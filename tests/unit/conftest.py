@@ -8,8 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from frida_rtetrack.tracking import kernel
+
+settings.register_profile("any machine", deadline=None)  # a busy one is not wrong
+settings.load_profile("any machine")
 
 BOTH_WAYS = ("test_tracking", "test_blocktable")
 SOURCE = kernel.LIBRARY.with_suffix(".c")
