@@ -40,7 +40,7 @@ EXIT_TOOL_FAILED = 125
 """As env(1) and timeout(1) do: not a status that a program is likely to have of its own."""
 UNDOING_SECONDS = 10.0
 """After a failure, for what has come into the program to leave it; what is still there then leaves by itself."""
-ARRIVING_SECONDS, LEAVING_SECONDS, LAST_WORDS_SECONDS = 1.0, 1.5, 0.4
+ARRIVING_SECONDS, LEAVING_SECONDS, LAST_WORDS_SECONDS = 0.5, 1.5, 0.4
 """From a signal to the moment when what goes on is given up: while coming, while leaving; and to say what is known then."""
 
 
