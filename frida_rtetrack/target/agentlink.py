@@ -23,6 +23,10 @@ SESSION_OPTIONS: dict[str, Any] = {"exit_monitor": False}
 good for). Not `exceptor: "off"`: Frida's own guarded reads would crash the program (see native/faults.c)."""
 
 
+class GivenUp(AgentTimeout):
+    """Nobody waits any more for a call that goes on."""
+
+
 class AgentLink:
     """A loaded agent. Every call raises AgentTimeout, AgentFailed or TargetEnded instead of hanging or dying."""
 
@@ -34,7 +38,7 @@ class AgentLink:
     ) -> None:
         """Loads agent.js into `session`; what it sends goes to `on_message`, on a thread of Frida's.
 
-        Raises AgentTimeout; the session must not be detached then before `late` is called: the program would crash.
+        Raises GivenUp; the session must not be detached then before `late` is called: the program would crash.
         """
         self._on_message = on_message
 
@@ -85,7 +89,7 @@ def limited(
     working: Callable[[], object] = lambda: None,
     late: Callable[[Any | None], None] = lambda result: None,
 ) -> Any:
-    """Runs `call` with a time limit (Frida has none of its own) and returns its result. Raises AgentTimeout, and as AgentLink.
+    """Runs `call` with a time limit (Frida has none of its own) and returns its result. Raises GivenUp, and as AgentLink.
 
     `seconds` are those of an idle machine: where more wants to run than there are processors, each takes longer. The
     limit begins anew whenever `working()` has another value, MOST_TIMES times at the most. What `call` returns when
@@ -112,7 +116,7 @@ def limited(
     with lock:
         given_up = not outcome
     if given_up:
-        raise AgentTimeout(f"The agent did not answer within {seconds * _crowd():.0f} seconds.")
+        raise GivenUp(f"The agent did not answer within {seconds * _crowd():.0f} seconds.")
     result, error = outcome[0]
     if error is None:
         return result

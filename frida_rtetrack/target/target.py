@@ -19,7 +19,7 @@ import frida
 from frida_rtetrack.errors import AgentFailed, AgentTimeout, NoSafeMoment, NoSuchProcess, NotLive, RtetrackError
 from frida_rtetrack.target import process, undoing
 from frida_rtetrack.target.addressspace import AddressSpace
-from frida_rtetrack.target.agentlink import HELD_OPTIONS, SESSION_OPTIONS, AgentLink, limited
+from frida_rtetrack.target.agentlink import HELD_OPTIONS, SESSION_OPTIONS, AgentLink, GivenUp, limited
 from frida_rtetrack.target.arrival.standin import AVAILABLE as arrival_is_known_here
 from frida_rtetrack.target.arrival.standin import StandIn
 from frida_rtetrack.target.launch import GatedProgram
@@ -135,7 +135,7 @@ class Target:
             if standin is not None:
                 standin.keep_loader_free()
             session = cls._attach(pid, standin)
-        except AgentTimeout:  # Frida is still about to come by the stand-in, which is sent away when that has ended
+        except GivenUp:  # Frida is still about to come by the stand-in, which is sent away when that has ended
             raise
         except BaseException:
             if standin is not None:
@@ -147,16 +147,24 @@ class Target:
 
     @staticmethod
     def _attach(pid: int, standin: StandIn | None) -> frida.Session:
-        given_up = threading.Event()
+        given_up, gone = threading.Event(), threading.Event()
+
+        def send_away(session: frida.Session | None) -> None:
+            try:
+                _send_away(pid, session, standin)
+            finally:
+                gone.set()
+
         whom, options = (pid, HELD_OPTIONS) if standin is None else (standin.tid, SESSION_OPTIONS)
         try:
             session: frida.Session = limited(
                 lambda: _attach(whom, options, given_up),
-                late=lambda session: _send_away(pid, session, standin),
+                late=send_away,
             )
             return session
-        except AgentTimeout:
+        except GivenUp:
             given_up.set()
+            undoing.undo(lambda: gone.wait(UNLOAD_SECONDS))
             raise
         except frida.ProcessNotFoundError:
             raise NoSuchProcess(f"There is no process {pid}.") from None
@@ -186,7 +194,7 @@ class Target:
             self._agent = AgentLink(
                 self.session, lambda message: on_message(self, message), late=lambda result: self._loaded.set()
             )
-        except AgentTimeout:
+        except GivenUp:
             raise  # it is being loaded still
         except BaseException:
             self._loaded.set()
