@@ -8,11 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from frida_rtetrack.tracking import kernel
 
 BOTH_WAYS = ("test_tracking", "test_blocktable")
 SOURCE = kernel.LIBRARY.with_suffix(".c")
+
+# How long an example takes says more of the machine's load than of the code.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
