@@ -225,7 +225,8 @@ class Host(Questions):
         self._inspection.finish()
         self.ending = self._group.ending(let_go=self._detaching)
         if self._begun:
-            verify, replaced = self.options.verify and bool(self.hooks), self._group.first.replaced
+            replaced = self._group.first.replaced and not self.options.follow_fork
+            verify = self.options.verify and bool(self.hooks)
             unsaid = unsaid_at_the_end(self._session.heap, self.ending, replaced=replaced, verify=verify)
             for problem in (*self.wrong_symbols(), *unsaid):
                 self.observer.problem(problem)

@@ -45,7 +45,7 @@ EXIT_TOOL_FAILED = 125
 AGGREGATE_SECONDS = 60
 UNDOING_SECONDS = 10.0
 """After a failure, for what has come into the program to leave it; what is still there then leaves by itself."""
-ARRIVING_SECONDS, LEAVING_SECONDS, LAST_WORDS_SECONDS = 1.0, 1.5, 0.4
+ARRIVING_SECONDS, LEAVING_SECONDS, LAST_WORDS_SECONDS = 0.5, 1.5, 0.4
 """From a signal to the moment when what goes on is given up: while coming, while leaving; and to say what is known then."""
 
 

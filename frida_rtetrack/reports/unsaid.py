@@ -9,7 +9,7 @@ from frida_rtetrack.tracking.trackedheap import TrackedHeap
 
 
 def at_the_end(heap: TrackedHeap, ending: Ending, *, replaced: bool, verify: bool) -> Iterator[str]:
-    """A sentence for each. `replaced`: the program executed another one; `verify`: the comparison was asked for."""
+    """A sentence for each. `replaced`: the program executed another one, which is not followed; `verify`: the comparison was asked for."""
     if replaced and ending.why != "replaced":  # else its ending says so
         yield "The program replaced itself with another one (exec), which was not tracked (--follow-fork does)."
     why = _why_unverified(heap, ending, replaced) if verify else None

@@ -18,11 +18,13 @@ from frida_rtetrack.target.engine import agent_script
 CALL_SECONDS = 20.0
 MOST_TIMES = 10
 LOOK_SECONDS = 0.25
-HELD_OPTIONS: dict[str, Any] = {}
-"""For a program that is held before it begins: nothing of it runs yet that Frida could disturb in coming."""
 SESSION_OPTIONS: dict[str, Any] = {"exit_monitor": False}
 """For every attach. Frida's exit monitor makes forked children spin in _exit for ever (native/exits.c does what it was
 good for). Not `exceptor: "off"`: Frida's own guarded reads would crash the program (see native/faults.c)."""
+
+
+class GivenUp(AgentTimeout):
+    """Nobody waits any more for a call that goes on."""
 
 
 class AgentLink:
@@ -36,7 +38,7 @@ class AgentLink:
     ) -> None:
         """Loads agent.js into `session`; what it sends goes to `on_message`, on a thread of Frida's.
 
-        Raises AgentTimeout; the session must not be detached then before `late` is called: the program would crash.
+        Raises GivenUp; the session must not be detached then before `late` is called: the program would crash.
         """
         self._on_message = on_message
 
@@ -110,7 +112,7 @@ def limited(
     working: Callable[[], object] = lambda: None,
     late: Callable[[Any | None], None] = lambda result: None,
 ) -> Any:
-    """Runs `call` with a time limit (Frida has none of its own) and returns its result. Raises AgentTimeout, and as AgentLink.
+    """Runs `call` with a time limit (Frida has none of its own) and returns its result. Raises GivenUp, and as AgentLink.
 
     `seconds` are those of an idle machine: where more wants to run than there are processors, each takes longer. The
     limit begins anew whenever `working()` has another value, MOST_TIMES times at the most. What `call` returns when
@@ -137,7 +139,7 @@ def limited(
     with lock:
         given_up = not outcome
     if given_up:
-        raise AgentTimeout(f"The agent did not answer within {seconds * _crowd():.0f} seconds.")
+        raise GivenUp(f"The agent did not answer within {seconds * _crowd():.0f} seconds.")
     result, error = outcome[0]
     if error is None:
         return result

@@ -28,7 +28,7 @@ from frida_rtetrack.errors import (
 )
 from frida_rtetrack.target import footprint, process, undoing
 from frida_rtetrack.target.addressspace import AddressSpace
-from frida_rtetrack.target.agentlink import SESSION_OPTIONS, AgentLink, hang_up, limited
+from frida_rtetrack.target.agentlink import SESSION_OPTIONS, AgentLink, GivenUp, hang_up, limited
 from frida_rtetrack.target.arrival.standin import AVAILABLE as arrival_is_known_here
 from frida_rtetrack.target.arrival.standin import StandIn
 from frida_rtetrack.target.launch import GatedProgram
@@ -149,7 +149,7 @@ class Target:
             if standin is not None:
                 standin.close_gate()
             session = cls._attach(pid, standin)
-        except AgentTimeout:  # Frida is still about to come by the stand-in, which is sent away when that has ended
+        except GivenUp:  # Frida is still about to come by the stand-in, which is sent away when that has ended
             raise
         except BaseException:
             if standin is not None:
@@ -161,16 +161,24 @@ class Target:
 
     @staticmethod
     def _attach(pid: int, standin: StandIn | None) -> frida.Session:
-        given_up = threading.Event()
+        given_up, gone = threading.Event(), threading.Event()
+
+        def send_away(session: frida.Session | None) -> None:
+            try:
+                _send_away(pid, session, standin)
+            finally:
+                gone.set()
+
         whom = pid if standin is None else standin.tid
         try:
             session: frida.Session = limited(
                 lambda: _attach(whom, given_up),
-                late=lambda session: _send_away(pid, session, standin),
+                late=send_away,
             )
             return session
-        except AgentTimeout:
+        except GivenUp:
             given_up.set()
+            undoing.undo(lambda: gone.wait(UNLOAD_SECONDS))
             raise
         except frida.ProcessNotFoundError:
             raise NoSuchProcess(f"There is no process {pid}.") from None
@@ -200,7 +208,7 @@ class Target:
             self._agent = AgentLink(
                 self.session, lambda message: on_message(self, message), late=lambda result: self._loaded.set()
             )
-        except AgentTimeout:
+        except GivenUp:
             raise  # it is being loaded still
         except BaseException:
             self._loaded.set()

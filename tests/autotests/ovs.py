@@ -76,6 +76,7 @@ class Switch:
             folder / "conf.db",
             f"--remote=punix:{folder}/db.sock",
             "--detach",
+            "-vconsole:off",
             "--pidfile",
             "--log-file",
         )
@@ -95,7 +96,7 @@ class Switch:
         return self.command("ovs-vsctl", f"--db={self.database}", "--timeout=50", *words)
 
     def appctl(self, *words: object) -> str:
-        return self.command("ovs-appctl", "-t", f"{self.folder}/ovs-vswitchd.{self.worker}.ctl", *words)
+        return self.command("ovs-appctl", "-t", self.folder / "ctl", *words)
 
     @property
     def worker(self) -> int:
@@ -148,7 +149,15 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
 def attach(switch: Switch, steps: Steps) -> None:
     """Attach, port cycles, dump, leave."""
     process = subprocess.Popen(
-        [VSWITCHD, switch.database, "--pidfile", "--log-file"], env=switch.environment, stderr=subprocess.DEVNULL
+        [
+            VSWITCHD,
+            switch.database,
+            f"--pidfile={switch.folder}/ovs-vswitchd.pid",
+            f"--unixctl={switch.folder}/ctl",
+            "--log-file",
+        ],
+        env=switch.environment,
+        stderr=subprocess.DEVNULL,
     )
     try:
         eventually(switch.is_ready, "OVS answers")
@@ -203,7 +212,16 @@ def check_told(told: Findings, steps: Steps) -> None:
 def daemon(switch: Switch, steps: Steps) -> None:
     """Spawned, its worker killed and restarted, told to exit."""
     told = Findings()
-    command = [VSWITCHD, switch.database, "--detach", "--monitor", "--pidfile", "--log-file"]
+    command = [
+        VSWITCHD,
+        switch.database,
+        "--detach",
+        "-vconsole:off",
+        "--monitor",
+        f"--pidfile={switch.folder}/ovs-vswitchd.pid",
+        f"--unixctl={switch.folder}/ctl",
+        "--log-file",
+    ]
     os.environ.update(switch.environment)
     with Host.spawn(
         command, Options(verify=True, follow_fork=True, dump_path=switch.folder / "dump.csv"), told

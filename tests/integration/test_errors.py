@@ -143,7 +143,6 @@ def test_a_run_that_never_used_dpdk_does_not_pass_unless_that_is_allowed(runner:
     never_used = runner.run("waits")
     assert "never used" in complaint(never_used)
     assert never_used.wait() == 125
-    assert runner.run("/bin/true", options=["--allow-no-dpdk"]).wait() == 0
     assert runner.run("/bin/true", options=["--error-exitcode", 9]).wait() == 9
     assert runner.run("/bin/true", options=["--error-exitcode", 9, "--allow-no-dpdk"]).wait() == 0
 

@@ -95,12 +95,20 @@ def test_whatever_takes_too_long_while_attaching_is_undone_and_the_program_can_b
     program = runner.start_ready("waiter")
     before = _has(program.pid)
     limited = agentlink.limited
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     for number, question in enumerate(QUESTIONS):
         asked: list[str] = []
 
         def too_late(call: Any, seconds: float = 20.0, *, number: int = number, asked: Any = asked, **more: Any) -> Any:
             asked.append("")
-            return limited(call, 0.0 if len(asked) == number + 1 else seconds, **more)
+            if len(asked) != number + 1:
+                return limited(call, seconds, **more)
+
+            def slow() -> Any:
+                time.sleep(0.3)
+                return call()
+
+            return limited(slow, 0.05, **more)
 
         monkeypatch.setattr(agentlink, "limited", too_late)
         monkeypatch.setattr(target, "limited", too_late)

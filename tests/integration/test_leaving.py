@@ -13,6 +13,7 @@ import pytest
 from tracked import Process, Runner, eventually, foreign_mappings, handles_signal
 
 IN_TIME_S = 2.0
+ARRIVING_S = 1.0
 AT_ONCE_S = 0.7
 SLACK_S = 0.5
 """For the process's own end on a busy machine."""
@@ -134,3 +135,27 @@ def test_a_signal_while_a_program_is_being_started_leaves_nothing_of_it(runner: 
         tracked.send_signal(signal.SIGTERM)
     assert tracked.wait() == 128 + signal.SIGTERM
     eventually(lambda: not list(runner.marked()), seconds=2)
+
+
+@pytest.mark.parametrize("delay", [0.1, 0.3, 0.6])
+def test_a_signal_while_a_program_is_being_attached_to_ends_it_in_a_second_and_leaves_nothing(
+    runner: Runner, delay: float
+) -> None:
+    program = runner.start_ready("waiter")
+    before = {what: len(os.listdir(f"/proc/{program.pid}/{what}")) for what in ("task", "fd")}
+    tracked = runner.attach(program.pid, wait=False)
+    eventually(lambda: handles_signal(tracked.pid, signal.SIGHUP))
+    time.sleep(delay)
+    with ends_within(tracked, ARRIVING_S):
+        tracked.send_signal(signal.SIGINT)
+    assert "Traceback" not in tracked.stderr
+    goes_on_as(program, before)
+
+
+def goes_on_as(program: Process, before: dict[str, int]) -> None:
+    """What it has open, and its threads, are as they were."""
+    eventually(
+        lambda: all(len(os.listdir(f"/proc/{program.pid}/{what}")) == number for what, number in before.items()),
+        seconds=20,
+    )
+    goes_on(program)

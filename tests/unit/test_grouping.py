@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from frida_rtetrack.tracking import grouping
@@ -15,7 +15,6 @@ KEYS = st.lists(
 
 
 @pytest.mark.parametrize("counted", [1, grouping.KEYS_COUNTED])
-@settings(deadline=None)
 @given(rows=KEYS)
 def test_each_group_has_its_rows_its_sum_and_its_least(counted: int, rows: list[tuple[int, int, int]]) -> None:
     one, other, values = (np.array([row[place] for row in rows], np.int64) for place in range(3))
