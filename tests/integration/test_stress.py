@@ -39,7 +39,7 @@ def test_nothing_is_lost_accused_or_broken_while_threads_forks_libraries_and_sig
     assert int(program.stdout.split()[-1]) > 0
 
 
-# While a program forks, Frida holds JavaScript up, and the portable engine misses calls (README, Limits).
+# While a program forks, Frida holds JavaScript up, and the portable engine misses calls (docs/limits.md).
 @pytest.mark.parametrize(("engine", "without"), [("native", []), ("portable", ["nofork"])], ids=["native", "portable"])
 def test_a_stressed_program_from_its_start_to_its_end_is_tracked_exactly(
     runner: Runner, engine: str, without: list[str]

@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -55,3 +57,23 @@ def test_the_shell_is_told_what_completes_a_word() -> None:
         timeout=60,
     )  # fmt: skip
     assert asked.stdout == "plain,--verify\n"
+
+
+def test_every_option_of_spawn_and_attach_is_in_the_reference() -> None:
+    reference = (Path(__file__).parents[2] / "docs" / "reference.md").read_text()
+    options = {
+        name
+        for command in ("spawn", "attach")
+        for option in cli.commands[command].params
+        if isinstance(option, click.Option)
+        for name in (option.secondary_opts or option.opts)  # of --verify/--no-verify the one that is not the default
+        if name.startswith("--")
+    }
+    assert sorted(name for name in options if name not in reference and name != "--output") == []
+
+
+def test_the_pages_that_the_readme_and_the_pages_lead_to_are_there() -> None:
+    root = Path(__file__).parents[2]
+    for page in (root / "README.md", root / "CONTRIBUTING.md", *(root / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
