@@ -256,6 +256,15 @@ def test_kill(spawned: Terminal) -> None:
     assert spawned.status() == 128 + 9
 
 
+def test_a_verify_that_was_typed_is_not_repeated_at_the_end_as_if_it_were_of_the_end(spawned: Terminal) -> None:
+    spawned.command("verify", "are the same")
+    spawned.expect(PROMPT)
+    spawned.child.send("kill\r")
+    assert spawned.status() == 128 + 9
+    assert "still live" in spawned.rest
+    assert "are the same" not in spawned.rest
+
+
 def test_ctrl_c_reaches_the_spawned_program(spawned: Terminal) -> None:
     spawned.child.sendcontrol("c")
     assert spawned.status() == 128 + 2
