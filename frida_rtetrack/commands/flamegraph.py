@@ -101,7 +101,8 @@ def page(
     found, peak = complete.summary(), complete.heap.map.peak
     marks, first_ns = _marks(recording)
     start = complete.start
-    last = max(recording.span_ns()[1], complete.now_ns)
+    last_event = recording.span_ns()[1]
+    last = max(last_event, complete.now_ns)
     first = start.monotonic_ns if first_ns is None else first_ns
     at_ns = chosen.at_ns
     if when.at_cleanup:
@@ -110,7 +111,7 @@ def page(
     wanted = {
         at_ns,
         last,
-        *growth.evenly(first, last, count),
+        *growth.evenly(first, last_event, count),  # where something happens, be it for a millisecond only
         *([peak.timestamp_ns] if peak.bytes else []),
     }
     history, curves = _history(recording, sorted(wanted), filters, {at_ns: chosen})

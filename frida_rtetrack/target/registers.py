@@ -35,6 +35,7 @@ _STOP_S = 1.0
 _FRESH_WAITS_S = 1.0
 """For all threads together."""
 _LOOK_S = 0.0005
+_SHORT_SLEEP_S = 0.2
 _ENDED, _CANNOT_STOP = "ZX", "DTt"
 
 
@@ -107,6 +108,14 @@ def _wait_for_a_beginning(pid: int, tid: int, deadline: float) -> None:
         now = Wait.of(pid, tid)
 
 
+def _out_of_the_kernels_hands(pid: int, tid: int) -> Wait | None:
+    """How it stands: a moment later where it is in a short sleep that nothing interrupts, as for a page while another forks."""
+    deadline = time.monotonic() + _SHORT_SLEEP_S
+    while (now := Wait.of(pid, tid)) is not None and now.state == "D" and time.monotonic() < deadline:
+        time.sleep(_LOOK_S)
+    return now
+
+
 @dataclass(frozen=True)
 class _Seen:
     """One thread, while it stood."""
@@ -155,7 +164,7 @@ def main() -> None:
     threads = threads_of(pid)
     for number, tid in enumerate(threads):
         _wait_for_a_beginning(pid, tid, fresh)
-        wait = Wait.of(pid, tid)
+        wait = _out_of_the_kernels_hands(pid, tid)
         if wait is None or wait.state in _ENDED:
             continue
         if wait.state in _CANNOT_STOP:
