@@ -67,6 +67,7 @@ class TargetGroup:
         self.targets: list[Target] = []
         self.memory: SessionMemory
         self.offspring: Offspring
+        self._kinship: Kinship
         self.engine = ""
         self.compiler = ""
         self._options = options
@@ -100,14 +101,16 @@ class TargetGroup:
             raise AgentFailed(
                 f"The session memory of process {target.pid} cannot be used: {error.strerror}."
             ) from error
+        self._kinship = Kinship(self._memory_fd, self._known_pids)
         self.offspring = Offspring(
             self.memory,
-            is_ours=Kinship(self._memory_fd, self._known_pids).is_ours,
+            is_ours=self._kinship.is_ours,
             join=self._join_executed,
             told=self._told,
             wake=self._wake,
         )
         self.targets.append(target)
+        self._kinship.take_note()
         self._first_fd = in_target
 
     def start_first(self) -> None:
@@ -263,14 +266,15 @@ class TargetGroup:
         return [target.pid for target in self.targets]
 
     def _may_still_start(self) -> bool:
-        """Whether a launcher left processes behind that may execute the program with DPDK yet (--follow-fork)."""
+        """Whether a launcher left processes behind that may execute the program with DPDK yet, or a daemon its child, which
+        has our memory and has not said anything yet (--follow-fork)."""
         gated = self.first.gated if self.targets else None
-        return (
-            self._options.follow_fork
-            and gated is not None
-            and not self.memory.counter("heap_owner")
-            and bool(gated.orphans())
-        )
+        if gated is None or not self._options.follow_fork:
+            return False
+        orphans = gated.orphans()
+        if self.memory.counter("heap_owner"):
+            return any(process.maps_session(pid) for pid in orphans)
+        return bool(orphans)
 
     # ---- asking and telling
 

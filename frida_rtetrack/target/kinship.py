@@ -23,6 +23,10 @@ class Kinship:
         self._tracked = tracked
         self._credentials: dict[int, tuple[tuple[str, ...], ...]] = {}
 
+    def take_note(self) -> None:
+        """Remembers what the tracked processes may do while they are there: one may end before a child of its is looked at."""
+        self._own()
+
     def is_ours(self, pid: int) -> bool:
         """Whether `pid` exists, has the session memory mapped, and no other credentials than one of the tracked ones."""
         if pid <= 1 or pid == os.getpid():
