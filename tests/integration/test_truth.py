@@ -257,7 +257,7 @@ def test_the_program_that_a_launcher_executes_is_tracked_from_its_start(
     assert "Traceback" not in launched.stderr
 
 
-@pytest.mark.parametrize("how", [pytest.param(how, marks=MANY_EXECS) for how in ("executes", "only forks")])
+@pytest.mark.parametrize("how", ["executes", pytest.param("only forks", marks=MANY_EXECS)])
 def test_ctrl_c_reaches_what_a_launcher_left_behind_or_ends_the_waiting_for_it(
     runner: Runner, how: str, tmp_path: Path
 ) -> None:
