@@ -197,17 +197,23 @@ class SessionMemory:
         return min(self.counter("processes_used"), MAX_PROCESSES)
 
     def waiting_execs(self) -> list[tuple[int, int]]:
-        """(entry, pid) of each process that says it waits to execute a program, and was not answered before."""
+        """(entry, pid) of each process that says it waits to execute a program, and that nobody has taken up."""
         execs = self.header["execs"]
         waiting = np.flatnonzero(execs["state"] == ExecState.WAITING)
-        execs["state"][waiting] = ExecState.SEEN
         return [(int(entry), int(execs["pid"][entry])) for entry in waiting]
+
+    def take_exec_up(self, entry: int) -> None:
+        """Somebody sees to the process of `entry`, which waits on."""
+        self._answer_exec(entry, ExecState.SEEN)
 
     def let_exec_go(self, entry: int) -> None:
         """Lets the process of `entry` execute its program."""
+        self._answer_exec(entry, ExecState.GO)
+
+    def _answer_exec(self, entry: int, answer: ExecState) -> None:
         if not 0 <= entry < EXECS:
             raise IndexError(entry)
-        self.header["execs"]["state"][entry] = ExecState.GO
+        self.header["execs"]["state"][entry] = answer
 
     def appending_tids(self) -> Iterator[tuple[int, int]]:
         """(process, tid) of each thread that is between claiming a slot of the ring and committing it."""

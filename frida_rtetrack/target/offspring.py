@@ -106,7 +106,7 @@ class Offspring(Subscriber):
 
     def _notice_execs(self) -> None:
         for entry, pid in self._memory.waiting_execs():
-            if pid in self._execs:
+            if pid in self._execs:  # its last program has just begun, and executes the next one: in the next round
                 continue
             if len(self._execs) >= EXECS or not self._is_ours(pid):
                 self._memory.let_exec_go(entry)
@@ -117,6 +117,7 @@ class Offspring(Subscriber):
                         f"The program that process {pid} executes is not followed: it is none of the tracked ones."
                     )
                 continue
+            self._memory.take_exec_up(entry)
             self._execs.add(pid)
             thread = threading.Thread(target=self._follow_exec, args=(entry, pid), name=f"follow {pid}", daemon=True)
             self._threads = [known for known in self._threads if known.is_alive()]

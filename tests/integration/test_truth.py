@@ -233,16 +233,7 @@ LAUNCHERS = {
 }
 
 
-MANY_EXECS = pytest.mark.xfail(
-    reason="Open: a launcher that executes many programs one after the other before the one with DPDK (a `python3` that is a "
-    "shell script itself) is now and then taken to be over before that one begins. See docs/limits.md.",
-    strict=False,
-)
-
-
-@pytest.mark.parametrize(
-    "launcher", [pytest.param(name, marks=MANY_EXECS if name == "vfork" else ()) for name in LAUNCHERS]
-)
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_the_program_that_a_launcher_executes_is_tracked_from_its_start(
     runner: Runner, engine: str, launcher: str, tmp_path: Path
 ) -> None:
@@ -257,7 +248,7 @@ def test_the_program_that_a_launcher_executes_is_tracked_from_its_start(
     assert "Traceback" not in launched.stderr
 
 
-@pytest.mark.parametrize("how", ["executes", pytest.param("only forks", marks=MANY_EXECS)])
+@pytest.mark.parametrize("how", ["executes", "only forks"])
 def test_ctrl_c_reaches_what_a_launcher_left_behind_or_ends_the_waiting_for_it(
     runner: Runner, how: str, tmp_path: Path
 ) -> None:
@@ -269,8 +260,8 @@ def test_ctrl_c_reaches_what_a_launcher_left_behind_or_ends_the_waiting_for_it(
         "print('left behind', left, 'by', os.getpid(), flush=True)\nos._exit(0)\n"
     )
     script.chmod(0o755)
-    words = [runner.program("waiter")] if how == "executes" else []
-    tracked = runner.spawn(str(script), *words, options=["--follow-fork", "--allow-no-dpdk"])
+    words, options = ([runner.program("waiter")], []) if how == "executes" else ([], ["--allow-no-dpdk"])
+    tracked = runner.spawn(str(script), *words, options=["--follow-fork", *options])
     left, launcher = map(int, tracked.wait_for(r"^left behind (\d+) by (\d+)$").groups())
     if how == "executes":
         tracked.wait_for("^ready$")

@@ -19,7 +19,7 @@ from written import WrittenSession, allocated, wait_until
 from frida_rtetrack.errors import BadUsage, LibraryNotFound, NoDpdk, NotLive, RtetrackError, TargetEnded
 from frida_rtetrack.options import Options
 from frida_rtetrack.stream.events import ExecState
-from frida_rtetrack.target import kinship
+from frida_rtetrack.target import execgate, kinship
 from frida_rtetrack.target.group import TargetGroup
 from frida_rtetrack.target.kinship import Kinship
 from frida_rtetrack.target.offspring import Offspring
@@ -315,6 +315,34 @@ def test_an_exec_that_cannot_be_followed_is_told_and_not_waited_for(session: Wri
     offspring.on_round()
     offspring.join_threads(5)
     assert len(told.lines) == 1
+
+
+def test_a_program_that_executes_the_next_one_at_once_is_followed_too(
+    session: WrittenSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the host is done with the first: a launcher that is a chain of scripts."""
+    begun = list[int]()
+    execs = session.memory.header["execs"]
+
+    def begins(held: object) -> None:
+        begun.append(1)
+        if len(begun) == 1:
+            execs[3] = (os.getpid(), ExecState.WAITING)
+            offspring.on_round()
+
+    monkeypatch.setattr(execgate, "hold", lambda pid, on_seized: on_seized())
+    monkeypatch.setattr(execgate, "release", begins)
+    offspring = Offspring(
+        session.memory, is_ours=lambda pid: True, join=lambda pid: None, told=Told(), wake=threading.Event()
+    )
+    execs[2] = (os.getpid(), ExecState.WAITING)
+    offspring.on_round()
+    offspring.join_threads(5)
+    assert len(begun) == 1
+    offspring.on_round()
+    offspring.join_threads(5)
+    assert len(begun) == 2
+    assert not offspring.may_write()
 
 
 def test_a_stranger_that_the_session_memory_names_is_not_touched(session: WrittenSession) -> None:
