@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import click
-import numpy as np
 
 from frida_rtetrack.commands.moments import Source, When, filter_options, moment_options, recording_argument
 from frida_rtetrack.commands.reports import say_what_is_missing
@@ -22,7 +21,7 @@ from frida_rtetrack.reports import growth, lost
 from frida_rtetrack.reports.history import History, by_site
 from frida_rtetrack.reports.lost import LostFinding
 from frida_rtetrack.reports.moment import Filters, Moment
-from frida_rtetrack.stream.events import Kind, Mark
+from frida_rtetrack.stream.events import Mark
 
 MOMENTS = 100
 FEWEST_MOMENTS = 10
@@ -99,11 +98,11 @@ def page(
     complete = Replay(recording).run()
     chosen = when.moment(recording)[1] if when != When() else complete.moment()
     found, peak = complete.summary(), complete.heap.map.peak
-    marks, first_ns = _marks(recording)
+    marks = [(Mark(kind), at) for kind, at in complete.marks if kind in MARKS]
     start = complete.start
     last_event = recording.span_ns()[1]
     last = max(last_event, complete.now_ns)
-    first = start.monotonic_ns if first_ns is None else first_ns
+    first = start.monotonic_ns if complete.first_ns is None else complete.first_ns
     at_ns = chosen.at_ns
     if when.at_cleanup:
         at_ns = next((at for kind, at in marks if kind is Mark.EAL_CLEANUP_STARTED), at_ns)
@@ -187,19 +186,6 @@ def _history(
 
     replay.run(stops_ns=stops, on_stop=take)
     return history, curves
-
-
-def _marks(recording: Recording) -> tuple[list[tuple[Mark, int]], int | None]:
-    """What the time line names, with its time in monotonic ns; and the time of the first event that is no mark."""
-    found: list[tuple[Mark, int]] = []
-    first_ns = None
-    for _, events, times in recording.chunks():
-        is_mark = events["kind"] == Kind.MARK
-        if first_ns is None and not is_mark.all():
-            first_ns = int(times[int(np.argmin(is_mark))])
-        chosen = np.flatnonzero(is_mark & np.isin(events["api"], list(MARKS)))
-        found += [(Mark(int(events["api"][place])), int(times[place])) for place in chosen]
-    return found, first_ns
 
 
 def _notes(recording: Recording, lost: int) -> list[str]:

@@ -5,14 +5,18 @@ A recording may come from somebody else: nothing in it is believed, and nothing 
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import os
 import sqlite3
 import struct
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -40,6 +44,8 @@ Some = TypeVar("Some", bound=findings.Finding)
 
 EVENTS_IN_A_CHUNK = 1 << 20
 """At most; more is no chunk of ours."""
+UNPACKED_AHEAD = 2
+"""Chunks."""
 # https://www.sqlite.org/fileformat.html: page size at 16, change counter at 24, pages at 28 (if the counter at 92 is
 # that one), user version at 60, application id at 68.
 _HEADER = struct.Struct(">16xH6xII28xI4xI20xI4x")
@@ -104,29 +110,41 @@ class Recording:
                 return
 
     def _chunks(self) -> Iterator[tuple[int, EventBatch, Times]]:
-        number, position, last_ns = 0, 0, 0
-        query = f"SELECT first, events, start_ns, {', '.join(COLUMNS)} FROM chunks WHERE id = ?"
-        while True:
-            number += 1
+        """As `chunks`; while one is looked at the next ones are unpacked."""
+        number, position, last_ns, rows = 0, 0, 0, self._chunk_rows()
+        with ThreadPoolExecutor(1, "unpack") as unpacking:
             try:
-                rows = self._all(query, number)
-                if not rows:
-                    if position < self.about.events:
-                        raise DamagedRecording("the chunk with them is missing.")
-                    return
-                first, count, start_ns, *columns = rows[0]
-                if first != position or not 0 < count <= EVENTS_IN_A_CHUNK or start_ns < last_ns:
-                    raise DamagedRecording(f"Chunk {number} does not follow the one before.")
-                events, times = events_of(dict(zip(COLUMNS, columns, strict=True)), count, start_ns)
-                if (np.diff(times) < 0).any():
-                    raise DamagedRecording(f"The times of chunk {number} do not follow each other.")
-                if possible(events, MAX_THREADS) is not None:
-                    raise DamagedRecording(f"Chunk {number} has events that cannot be.")
+                coming = deque(unpacking.submit(row) for row in itertools.islice(rows, UNPACKED_AHEAD))
+                while coming:
+                    number += 1
+                    events, times = coming.popleft().result()
+                    if times[0] < last_ns:
+                        raise DamagedRecording(f"Chunk {number} does not follow the one before.")
+                    coming.extend(unpacking.submit(row) for row in itertools.islice(rows, 1))
+                    yield position, events, times
+                    position, last_ns = position + len(events), int(times[-1])
             except (sqlite3.Error, TypeError, DamagedRecording) as error:
                 self.damage = f"Events from number {position:,} on cannot be read: {error}"
+
+    def _chunk_rows(self) -> Iterator[Callable[[], tuple[EventBatch, Times]]]:
+        """For each chunk, what unpacks it or raises what is wrong with it: sqlite3.Error, TypeError, DamagedRecording."""
+        position = 0
+        query = f"SELECT first, events, start_ns, {', '.join(COLUMNS)} FROM chunks WHERE id = ?"
+        for number in itertools.count(1):
+            try:
+                rows = self._all(query, number)
+                if not rows and position >= self.about.events:
+                    return
+                if not rows:
+                    raise DamagedRecording("the chunk with them is missing.")
+                first, count, start_ns, *columns = rows[0]
+                if first != position or not 0 < count <= EVENTS_IN_A_CHUNK:
+                    raise DamagedRecording(f"Chunk {number} does not follow the one before.")
+            except (sqlite3.Error, TypeError, DamagedRecording) as error:
+                yield functools.partial(_fail, error)
                 return
-            yield position, events, times
-            position, last_ns = position + count, int(times[-1])
+            yield functools.partial(_unpacked, number, dict(zip(COLUMNS, columns, strict=True)), count, start_ns)
+            position += count
 
     def span_ns(self) -> tuple[int, int]:
         """The times of the first event and of the last, as far as is known without reading them; 0, 0 where there is none."""
@@ -335,6 +353,20 @@ class Recording:
     def _all(self, query: str, *values: Any) -> list[Any]:
         with self._lock:
             return self._database.execute(query, values).fetchall()
+
+
+def _unpacked(number: int, columns: dict[str, bytes], count: int, start_ns: int) -> tuple[EventBatch, Times]:
+    """Chunk `number`. Raises DamagedRecording; TypeError where its columns are of other types."""
+    events, times = events_of(columns, count, start_ns)
+    if times[0] < start_ns or (np.diff(times) < 0).any():
+        raise DamagedRecording(f"The times of chunk {number} do not follow each other.")
+    if possible(events, MAX_THREADS) is not None:
+        raise DamagedRecording(f"Chunk {number} has events that cannot be.")
+    return events, times
+
+
+def _fail(error: Exception) -> NoReturn:
+    raise error
 
 
 def _check_header(path: Path) -> str | None:

@@ -138,6 +138,10 @@ class Replay:
         self.heap = TrackedHeap(tracking, view=view, eal=eal, bad_frees=BadFrees(), on_problem=lambda text: None)
         self.now_ns = self.start.monotonic_ns
         """Up to when it has been replayed, monotonic ns."""
+        self.first_ns: int | None = None
+        """When the first event happened that is no mark, monotonic ns."""
+        self.marks: list[tuple[int, int]] = []
+        """The marks that there were (enum mark), and when, monotonic ns."""
         self._amendments = recording.amendments()
         self._position = 0
         self._stops: list[int] = []
@@ -199,7 +203,11 @@ class Replay:
                 self.often.add(events[at:end])
                 self._position += end - at
                 self.now_ns = int(times[end - 1])
-                if events[end - 1]["kind"] == Kind.MARK:
+                is_mark = bool(events[end - 1]["kind"] == Kind.MARK)
+                if self.first_ns is None and (end - at > 1 or not is_mark):
+                    self.first_ns = int(times[at])
+                if is_mark:
+                    self.marks.append((int(events[end - 1]["api"]), self.now_ns))
                     self.heap.on_mark(events[end - 1])
             elif self._stops:
                 self._stop()

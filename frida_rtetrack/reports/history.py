@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from frida_rtetrack.reports.profile import grouped
+from frida_rtetrack.reports.moment import type_numbers
+from frida_rtetrack.tracking.grouping import added, together
 
 NO_THREAD = -1
 
@@ -75,11 +76,9 @@ def history(moments: Iterable[tuple[float, NDArray[np.void]]]) -> History:
 
 def by_site(rows: NDArray[np.void]) -> dict[Site, Held]:
     """The live blocks `rows`, BLOCK_DTYPE (n,), by site."""
-    found: dict[Site, Held] = {}
-    groups = grouped(rows)
-    threads = np.where(groups["baseline"], NO_THREAD, groups["thread"].astype(np.int32))
-    keys = zip(groups["stack"].tolist(), groups["type"].tolist(), threads.tolist(), strict=True)
-    for key, blocks, size_bytes in zip(keys, groups["blocks"].tolist(), groups["bytes"].tolist(), strict=True):
-        site = Site(*key)
-        found[site] = found.get(site, NOTHING) + Held(blocks, size_bytes)
-    return found
+    types = type_numbers(rows)
+    threads = np.where(rows["baseline"], NO_THREAD, rows["thread"].astype(np.int32))
+    some, which = together(rows["stack"], types, threads)
+    sites = map(Site, rows["stack"][some].tolist(), types[some].tolist(), threads[some].tolist())
+    blocks, size_bytes = np.bincount(which, minlength=some.size), added(which, rows["size_bytes"], some.size)
+    return dict(zip(sites, map(Held, blocks.tolist(), size_bytes.tolist()), strict=True))

@@ -31,12 +31,28 @@ def numbered(keys: NDArray[Any]) -> tuple[NDArray[np.int64], Which]:
 
 
 def together(*columns: NDArray[Any]) -> tuple[NDArray[np.int64], Which]:
-    """Rows that are equal in all `columns`, each (n,): one row of each group (m,), and which group each row belongs to."""
+    """Rows that are equal in all `columns`, each (n,): one row of each group (m,), and which group each row belongs to.
+
+    The columns are the digits of one number, which is counted at the end; closed up before where it would be too large for that.
+    """
     which = np.zeros(columns[0].size, np.int64)
-    for column in columns:
-        values, place = numbered(column)
-        _, which = numbered(which * max(values.size, 1) + place)
-    some = np.zeros(int(which.max()) + 1 if which.size else 0, np.int64)
+    count = 1
+    for column in columns if which.size else ():
+        digit = column.astype(np.int64)
+        digit -= digit.min()
+        base = int(digit.max()) + 1
+        if count * base > KEYS_COUNTED:
+            values, digit = numbered(digit)
+            base = values.size
+        if count * base > KEYS_COUNTED:
+            values, which = numbered(which)
+            count = values.size
+        if base > 1:
+            which *= base
+            which += digit
+            count *= base
+    values, which = numbered(which)
+    some = np.zeros(values.size, np.int64)
     some[which] = np.arange(which.size)
     return some, which
 

@@ -14,13 +14,13 @@ KEYS = st.lists(
 )
 
 
-@pytest.mark.parametrize("counted", [1, grouping.KEYS_COUNTED])
+@pytest.mark.parametrize("counted", [1, 12, grouping.KEYS_COUNTED])
 @given(rows=KEYS)
 def test_each_group_has_its_rows_its_sum_and_its_least(counted: int, rows: list[tuple[int, int, int]]) -> None:
     one, other, values = (np.array([row[place] for row in rows], np.int64) for place in range(3))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grouping, "KEYS_COUNTED", counted)
-        some, which = grouping.together(one, other.astype(np.uint32))
+        some, which = grouping.together(one, np.full(one.size, 5, np.int8), other.astype(np.uint32))
     expected: dict[tuple[int, int], list[int]] = {}
     for a, b, value in rows:
         expected.setdefault((a, b), []).append(value)
