@@ -50,13 +50,22 @@ Option = Callable[[Callable[..., None]], Callable[..., None]]
 
 
 def _output_options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in (
-        click.option("--limit", type=click.IntRange(1), default=20, show_default=True, metavar="N", help="So many lines or call sites."),
-        click.option("--json", "as_json", is_flag=True, help="The whole result as one JSON object."),
-        click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT", help="Write it to OUT instead of standard output."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
+    return _output_options_with(20)(command)
+
+
+def _output_options_with(limit: int) -> Option:
+    """`limit`: what is shown where nothing is said."""
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for option in (
+            click.option("--limit", type=click.IntRange(1), default=limit, show_default=True, metavar="N", help="So many lines or call sites."),
+            click.option("--json", "as_json", is_flag=True, help="The whole result as one JSON object."),
+            click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT", help="Write it to OUT instead of standard output."),
+        ):  # fmt: skip
+            command = option(command)
+        return command
+
+    return add
 
 
 def _tell(lines: Iterable[str], document: Callable[[], dict[str, Any]], *, as_json: bool, output: Path | None) -> None:
@@ -88,25 +97,31 @@ def say_what_is_missing(recording: Recording) -> None:
 
 @click.command("summary")
 @plain_moment_options
+@filter_options
 @click.option(
     "--sarif", "sarif_path", type=click.Path(path_type=Path), metavar="FILE", help="Write it as SARIF 2.1.0, too."
 )
 @source_root_option
-@_output_options
+@_output_options_with(summary.CALL_SITES)
 @recording_argument
 def show_summary(
     *,
     recording: Source,
     when: When,
+    filters: Filters,
     sarif_path: Path | None,
     source_root: Path | None,
     limit: int,
     as_json: bool,
     output: Path | None,
 ) -> None:
-    """What the recorded session said at its end, or would have said at another moment."""
+    """What the recorded session said at its end, or would have said at another moment.
+
+    The options choose whose call sites are named, of what is still live and of what was not freed at cleanup; what was
+    counted, and the bad frees, are of the whole run.
+    """
     with recording.open() as opened:
-        found = when.replay(opened).summary()
+        found = when.replay(opened).summary(filters, limit)
         if sarif_path is not None:
             with outfile.whole(sarif_path) as file:
                 sarif.write(found, file, root=source_root or sarif.source_root(Path.cwd()))

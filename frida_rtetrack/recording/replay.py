@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from frida_rtetrack.errors import NotLive, NotRecorded
 from frida_rtetrack.recording.reader import Recording
 from frida_rtetrack.reports.leakcheck import LeakCheck
-from frida_rtetrack.reports.moment import Moment, Run
+from frida_rtetrack.reports.moment import ALL_BLOCKS, Filters, Moment, Run
 from frida_rtetrack.reports.often import Often
-from frida_rtetrack.reports.summary import Summary, summarize
+from frida_rtetrack.reports.summary import CALL_SITES, Summary, summarize
 from frida_rtetrack.stream.events import SIZE_BITS, EventBatch, Kind, Times, threads
 from frida_rtetrack.symbols.names import Names, Stack
 from frida_rtetrack.symbols.symbolizer import Frame
@@ -249,8 +249,8 @@ class Replay:
         argv = next((argv for _, pid, argv in self.recording.processes() if pid == about.pid and argv), ())
         return Run(argv, about.pid, about.host, about.started, about.engine, about.version)
 
-    def summary(self) -> Summary:
-        """What the session's own summary said, or would have said at this moment."""
+    def summary(self, filters: Filters = ALL_BLOCKS, limit: int = CALL_SITES) -> Summary:
+        """What the session's own summary said, or would have said at this moment; of call sites only those of `filters`."""
         about = self.recording.about
         return summarize(
             self.heap,
@@ -265,6 +265,8 @@ class Replay:
             ending=about.ending,
             lost=about.lost,
             leak_check=self._leak_check,
+            only=None if filters == ALL_BLOCKS else lambda rows: filters.apply(rows, self.names, self.now_ns),
+            limit=limit,
         )
 
 

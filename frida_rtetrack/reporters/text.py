@@ -211,7 +211,12 @@ def summary(found: Summary) -> Iterator[str]:
         damage = ", ".join(f"{number:,} {what}" for what, number in found.damage.items())
         yield f"damaged in the program's session memory, and left out: {damage}"
     if found.live_blocks:
-        yield f"still live: {size(found.live_bytes)} in {count(found.live_blocks, 'block')}; the largest call sites:"
+        chosen = ""
+        if found.selected is not None:
+            blocks, size_bytes = found.selected
+            chosen = f"; of those asked for {size(size_bytes)} in {count(blocks, 'block')}"
+        live = f"still live: {size(found.live_bytes)} in {count(found.live_blocks, 'block')}{chosen}"
+        yield f"{live}; the largest call sites:" if found.call_sites else live
         for site in found.call_sites:
             yield from call_site(site)
     else:

@@ -95,6 +95,9 @@ class Filters:
         return stack is not None and any(_matches(frame.module or "", self.module) for frame in stack.frames)
 
 
+ALL_BLOCKS = Filters()
+
+
 def type_numbers(rows: NDArray[np.void]) -> NDArray[np.uint32]:
     """The numbers of the types of `rows`, BLOCK_DTYPE (n,): BASELINE_LABEL where the baseline knew none."""
     nameless = rows["baseline"] & (rows["label"] == 0)

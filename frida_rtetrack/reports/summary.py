@@ -98,6 +98,8 @@ class Summary:
     """What was wrong in the session memory and is left out, by kind of record; the program can write there what it likes."""
     unknown_frees: int = 0
     """Of blocks that were not seen to be allocated, where that is no accusation."""
+    selected: tuple[int, int] | None = None
+    """Blocks and bytes of the live ones that `call_sites` is about; None: all of them."""
 
     @property
     def used_dpdk(self) -> bool:
@@ -131,6 +133,7 @@ class Summary:
             "peak": {"blocks": self.peak_blocks, "bytes": self.peak_bytes},
             "bad_frees": [_bad_free_json(report, self.start) for report in self.bad_frees],
             "bad_frees_not_kept": self.bad_frees_not_kept,
+            **({} if self.selected is None else {"selected": {"blocks": self.selected[0], "bytes": self.selected[1]}}),
             "call_sites": [call_site_json(site) for site in self.call_sites],
             "memzones": {"blocks": self.memzones[0], "bytes": self.memzones[1]},
             "leaks": self.leaks
@@ -176,13 +179,20 @@ def summarize(
     lost: int,
     leak_check: LeakCheck | None = None,
     damage: Callable[[], dict[str, int]] = dict,
+    only: Callable[[NDArray[np.void]], NDArray[np.void]] | None = None,
+    limit: int = CALL_SITES,
 ) -> Summary:
     """Everything that was found in `heap`, with what it does not know. To be called while no events are applied.
 
-    `damage()` is asked last: looking names up may find some. A recording has none.
+    `damage()` is asked last: looking names up may find some. A recording has none. `only(rows)`: those of the blocks
+    `rows`, BLOCK_DTYPE (n,), whose call sites are wanted; of `limit` of them, the largest.
     """
     tracking, eal = heap.map, heap.eal
-    totals, live = tracking.totals, tracking.live()
+    totals, live, at_cleanup = tracking.totals, tracking.live(), eal.at_cleanup
+    zones, selected = memzones(live), None
+    if only is not None:
+        live, at_cleanup = only(live), None if at_cleanup is None else only(at_cleanup)
+        selected = live.size, int(live["size_bytes"].sum())
     return Summary(
         names=names,
         start=start,
@@ -205,13 +215,14 @@ def summarize(
         peak_bytes=tracking.peak.bytes,
         bad_frees=tuple(heap.bad_frees.reports),
         bad_frees_not_kept=heap.bad_frees.not_kept,
-        call_sites=tuple(call_sites(live, names, CALL_SITES)),
-        memzones=memzones(live),
-        leaks=None if eal.at_cleanup is None else leaks(eal.at_cleanup, eal.init_ranges, names),
+        call_sites=tuple(call_sites(live, names, limit)),
+        memzones=zones,
+        leaks=None if at_cleanup is None else leaks(at_cleanup, eal.init_ranges, names),
         verified=heap.view.verified,
         leak_check=leak_check,
         damage=damage(),
         unknown_frees=totals.unknown_frees,
+        selected=selected,
     )
 
 

@@ -225,6 +225,22 @@ def test_filters_and_files(recording: Path, tmp_path: Path) -> None:
     assert "1,000 bytes" in out.read_text()
 
 
+def test_a_summary_names_the_call_sites_that_were_asked_for(recording: Path) -> None:
+    whole, some = (
+        document("summary", "--peak", recording),
+        document("summary", "--peak", "--min-size", "100", recording),
+    )
+    assert [site["bytes"] for site in whole["call_sites"]] == [1350]
+    assert [site["bytes"] for site in some["call_sites"]] == [1300]
+    assert (some["live"]["bytes"], some["selected"]) == (1350, {"blocks": 2, "bytes": 1300})
+    assert "selected" not in whole
+    assert document("summary", "--min-size", "400", recording)["leaks"]["bytes"] == 0
+    assert (
+        "1,350 bytes in 3 blocks; of those asked for 50 bytes in 1 block;"
+        in run("summary", "--peak", "--thread", "4003", recording).output
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
