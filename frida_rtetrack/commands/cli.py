@@ -30,7 +30,7 @@ from frida_rtetrack.commands.terminal import ProgramTerminal
 from frida_rtetrack.errors import BadUsage, NotLive, RtetrackError, naming_what_ran_out
 from frida_rtetrack.host import VERSION, Host
 from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_BUFFER_MIB, MAX_FRAMES, LeakKind, Options
-from frida_rtetrack.reporters import bars, json_file, outfile, sarif, streams, text
+from frida_rtetrack.reporters import bars, outfile, sarif, streams, text
 from frida_rtetrack.reporters.console import print_help_of
 from frida_rtetrack.reports.gate import Gate, read_suppressions, suppressions_for
 from frida_rtetrack.reports.summary import Summary
@@ -214,7 +214,7 @@ class _Run:
         self._source_root = source_root or sarif.source_root(Path.cwd())
         for path, what in ((summary_path, "summary"), (sarif_path, "SARIF file")):
             if path is not None:
-                json_file.check_writable(path, what)
+                outfile.check_writable(path, what)
         about_recording = self._options.record_aggregate_seconds, self._options.record_max_bytes
         if about_recording != (None, None) and self._options.record is None and not self._with_prompt:
             raise BadUsage("--aggregate and --max-size are about a recording.", "Name its file: -o FILE.")
@@ -348,11 +348,15 @@ class _Run:
                 "The program did not let go in time: what is in it leaves by itself. This is what was read until now."
             )
         found = self._host.summary()
-        if self._summary_path is not None:
-            json_file.write(self._summary_path, found)
+        self._write_summary(found)
         if not self._quiet:
             self._reporter.say(*text.summary(found))
         self._write_sarif(found)
+
+    def _write_summary(self, found: Summary) -> None:
+        """Raises OutputError."""
+        if self._summary_path is not None:
+            outfile.write_json(self._summary_path, found.as_json())
 
     def _write_sarif(self, found: Summary) -> None:
         """Raises OutputError."""
@@ -367,13 +371,7 @@ class _Run:
             self._reporter.say(*text.summary(found))
         if not host.hooks:
             self._reporter.problem(self._never_loaded(host, found))
-        if self._summary_path is not None:
-            try:
-                json_file.write(self._summary_path, found)
-            except OSError as error:
-                raise RtetrackError(
-                    f"The summary cannot be written to {self._summary_path}: {error.strerror}."
-                ) from None
+        self._write_summary(found)
         self._write_sarif(found)
         if self._options.record is not None and not self._quiet:
             self._reporter.say(f"recorded in {self._options.record}: rtetrack-frida summary {self._options.record}")

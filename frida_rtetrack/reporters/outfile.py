@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from frida_rtetrack.errors import RtetrackError
+from frida_rtetrack.errors import BadUsage, RtetrackError
+from frida_rtetrack.newfile import new_file_beside
+
+PROBE_BYTES = 1 << 16
 
 
 class OutputError(RtetrackError):
@@ -32,20 +35,36 @@ def whole(path: Path, *, force: bool = True) -> Iterator[BinaryIO]:
             return
         if not force and os.path.lexists(path):
             raise OutputError(f"{path} exists.", "Give another path, or --force to replace it.")
-        with _beside(path) as file:
+        with new_file_beside(path) as (file, temporary):
             yield file
+            file.close()
+            os.replace(temporary, path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from None
 
 
-@contextlib.contextmanager
-def _beside(path: Path) -> Iterator[BinaryIO]:
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.tmp")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        with open(os.open(temporary, flags, 0o600), "wb") as file:
-            yield file
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """One JSON object, in ASCII: what would command a terminal stays escaped. Raises OutputError."""
+    with whole(path) as file:
+        file.write((json.dumps(document, indent=1) + "\n").encode())
+
+
+def check_writable(path: Path, what: str) -> None:
+    """Raises BadUsage, before anything is started, where `what` could not be written at the end."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise BadUsage(
+            f"The {what} cannot be written: there is no directory {folder}.", "Make it, or give another path."
+        )
+    if path.is_dir():
+        raise BadUsage(f"The {what} cannot be written: {path} is a directory.", "Give the path of a file.")
+    if not os.access(path if path.exists() and not path.is_file() else folder, os.W_OK, effective_ids=True):
+        raise BadUsage(f"The {what} cannot be written: no permission for {path}.", "Give another path.")
+    if not path.exists() or path.is_file():
+        try:
+            with new_file_beside(path) as (file, temporary):
+                file.write(bytes(PROBE_BYTES))
+                file.close()
+                os.unlink(temporary)
+        except OSError as error:
+            raise BadUsage(f"The {what} cannot be written to {path}: {error.strerror}.", "Give another path.") from None

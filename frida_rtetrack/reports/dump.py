@@ -15,7 +15,6 @@ import errno
 import itertools
 import os
 import re
-import secrets
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frida_rtetrack.errors import RtetrackError
+from frida_rtetrack.newfile import new_file_beside
 from frida_rtetrack.symbols.visible import visible_text
 
 HEADER = b"Addr,Size,Type,Backtrace"
@@ -78,7 +78,7 @@ def write_dump(
     Raises:
         DumpError: the file cannot be written; nothing is left behind.
     """
-    with _folder_of(path) as (directory_fd, name), _temporary_file(directory_fd, name) as (file, temporary):
+    with _folder_of(path) as (directory_fd, name), new_file_beside(name, folder_fd=directory_fd) as (file, temporary):
         _write_rows(file, blocks, label_text, stack_text)
         file.close()
         os.replace(temporary, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
@@ -86,7 +86,7 @@ def write_dump(
 
 def check_dump(path: str | os.PathLike[str]) -> None:
     """Raises DumpError where `write_dump` could not write there now, a full disk included. Leaves nothing behind."""
-    with _folder_of(path) as (directory_fd, name), _temporary_file(directory_fd, name) as (file, temporary):
+    with _folder_of(path) as (directory_fd, name), new_file_beside(name, folder_fd=directory_fd) as (file, temporary):
         file.write(bytes(_PROBE_BYTES))
         file.close()
         os.unlink(temporary, dir_fd=directory_fd)
@@ -144,20 +144,6 @@ def _folder_of(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
         raise _dump_error(path, error) from error
     finally:
         os.close(directory_fd)
-
-
-@contextlib.contextmanager
-def _temporary_file(directory_fd: int, name: str) -> Iterator[tuple[BinaryIO, str]]:
-    """A new file beside `name`, for its owner only, and what it is called; gone again if anything is raised."""
-    temporary = f".{name[:200]}.{secrets.token_hex(8)}.tmp"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        with open(os.open(temporary, flags, 0o600, dir_fd=directory_fd), "wb") as file:
-            yield file, temporary
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary, dir_fd=directory_fd)
-        raise
 
 
 def _write_rows(

@@ -15,7 +15,7 @@ PACKAGE = Path(frida_rtetrack.__file__).parent
 LINES_AT_MOST = 520
 
 STOREYS = (
-    ("errors", "native", "options", "progress"),
+    ("errors", "native", "newfile", "options", "progress"),
     ("stream",),
     ("symbols", "target"),
     ("tracking",),

@@ -17,7 +17,7 @@ from frida_rtetrack.commands.prompt import Prompt
 from frida_rtetrack.errors import BadUsage, NoSuchProcess, NoSuchProgram, NotLive
 from frida_rtetrack.host import Host
 from frida_rtetrack.options import Options
-from frida_rtetrack.reporters import json_file
+from frida_rtetrack.reporters import outfile
 from frida_rtetrack.reporters.console import ConsoleReporter
 from frida_rtetrack.symbols.visible import visible
 from frida_rtetrack.target import process
@@ -144,15 +144,11 @@ def test_a_thread_of_the_kernel_is_no_program(monkeypatch: pytest.MonkeyPatch) -
         process.check_attachable(2)
 
 
-def _document(content: object) -> Any:
-    return SimpleNamespace(as_json=lambda: content)
-
-
 def test_the_summary_replaces_a_link_and_is_for_its_owner_alone(tmp_path: Path) -> None:
     precious, link = tmp_path / "precious", tmp_path / "summary.json"
     precious.write_text("precious")
     link.symlink_to(precious)
-    json_file.write(link, _document({"type": "\x1b[2J"}))
+    outfile.write_json(link, {"type": "\x1b[2J"})
     assert precious.read_text() == "precious"
     assert not link.is_symlink()
     assert link.stat().st_mode & 0o777 == 0o600
@@ -165,7 +161,7 @@ def test_a_summary_for_which_there_is_no_space_is_refused_before_anything_is_sta
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", tmp_path], check=True)
     try:
         with pytest.raises(BadUsage, match="No space left on device"):
-            json_file.check_writable(tmp_path / "summary.json")
+            outfile.check_writable(tmp_path / "summary.json", "summary")
         assert os.listdir(tmp_path) == []
     finally:
         subprocess.run(["umount", tmp_path], check=True)
@@ -181,8 +177,8 @@ def test_a_summary_that_cannot_be_written_leaves_the_old_one_and_nothing_else(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="No space"):
-        json_file.write(path, _document({}))
+    with pytest.raises(outfile.OutputError, match="No space"):
+        outfile.write_json(path, {})
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["summary.json"]
 
