@@ -24,6 +24,7 @@ import click
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "bench"
 EAL = ("--no-huge", "-m", "512", "--no-pci", "--no-telemetry", "--no-shconf", "--log-level", "1")
+SECTIONS = ("engine", "burst", "sustained", "steady", "host", "recording", "real")
 TRACK = (sys.executable, "-m", "frida_rtetrack", "spawn", "--quiet", "--no-repl", "--no-dump-on-bad-free")
 
 
@@ -246,7 +247,7 @@ def real_program() -> list[dict[str, object]]:
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--seconds", default=2.0, show_default=True, help="Of a burst run; a sustained one takes 10.")
 @click.option("--sustained-seconds", default=10.0, show_default=True)
-@click.option("--only", type=click.Choice(["burst", "sustained", "steady", "host", "recording", "real"]), multiple=True)
+@click.option("--only", type=click.Choice(SECTIONS), multiple=True)
 @click.option("--blocks", default=1_000_000, show_default=True, help="Live blocks in the host's figures.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), default=BUILD / "bench.json", show_default=True)
 def main(
@@ -255,8 +256,14 @@ def main(
     """Measure what tracking costs."""
     build()
     rows: list[dict[str, object]] = []
-    wanted = only or ("burst", "sustained", "steady", "host", "recording", "real")
+    wanted = only or SECTIONS
     names = list(ways())
+    if "engine" in wanted:
+        import engine  # beside this file
+
+        for row in engine.figures():
+            click.echo(json.dumps(row))
+            rows.append(row)
     if "burst" in wanted:
         for threads in (1, 2):
             for frames in (13, 29):
