@@ -23,7 +23,7 @@ from typing import Any
 import frida
 
 from frida_rtetrack.errors import AgentFailed, NoSuchProgram, TargetEnded
-from frida_rtetrack.target import execgate
+from frida_rtetrack.target import execgate, process
 from frida_rtetrack.target.agentlink import SESSION_OPTIONS
 
 LAUNCH_SECONDS = 30.0
@@ -125,7 +125,9 @@ class GatedProgram:
             else:
                 frida.get_local_device().resume(self.pid)
         except (OSError, *_GONE):
-            raise TargetEnded("The program ended before it was let run.") from None
+            raise _ended() from None
+        if process.is_ending(self.pid):
+            raise _ended()
         _held.discard(self.pid)
         self.resumed = True
 
@@ -283,6 +285,10 @@ def _take_from_tracer(pid: int) -> bool:
         return os.waitpid(pid, _WALL | os.WNOHANG)[0] == pid
     except ChildProcessError:  # not traced, or Frida was faster
         return True
+
+
+def _ended() -> TargetEnded:
+    return TargetEnded("The program ended before it was let run.")
 
 
 def _end(pid: int) -> None:

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -234,6 +235,16 @@ def not_permitted(pid: int) -> NotPermitted:
 def state(pid: int) -> str:
     """The letter that `ps` shows: R, S, D, T, Z and so on. Raises NoSuchProcess."""
     return _status(pid).get("State", "?")[:1]
+
+
+def is_ending(pid: int) -> bool:
+    """Whether the process is gone, or is about to be: SIGKILL was sent to it, or its memory has been given back."""
+    try:
+        status = _status(pid)
+    except NoSuchProcess:
+        return True
+    pending = int(status.get("SigPnd", "0"), 16) | int(status.get("ShdPnd", "0"), 16)
+    return bool(pending >> (signal.SIGKILL - 1) & 1) or "VmSize" not in status
 
 
 def _status(pid: int) -> dict[str, str]:
