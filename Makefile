@@ -10,6 +10,9 @@ PROGRAMS := build/programs
 PACKAGES := dpdk dpdk-dev libdpdk-dev pkg-config gcc libc6-dev gdb python3-venv
 WANTED := clang-14 chromium golang-go dwz debuginfod
 
+# The tests start a thousand Python processes: what they import is compiled once.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 
 help: ## this list

@@ -12,11 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prompt_toolkit import PromptSession
-from prompt_toolkit.completion import NestedCompleter, PathCompleter
-from prompt_toolkit.history import FileHistory, InMemoryHistory
-from prompt_toolkit.patch_stdout import patch_stdout
-
 from frida_rtetrack.errors import BadUsage, NotLive, RtetrackError
 from frida_rtetrack.reporters import recorded, text
 from frida_rtetrack.reporters.colour import painted
@@ -25,11 +20,12 @@ from frida_rtetrack.symbols.visible import visible
 from frida_rtetrack.tracking.map import Block, Freed
 
 if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
+
     from frida_rtetrack.commands.terminal import ProgramTerminal
     from frida_rtetrack.host import Host
     from frida_rtetrack.reporters.console import ConsoleReporter
 
-HISTORY = Path("~/.rtetrack_frida_history")
 ORDERS = ("bytes", "blocks", "oldest")
 MOST_WORDS = {
     "dump": 1,
@@ -56,10 +52,6 @@ COMMANDS = (
 def usages() -> list[str]:
     """A line for each command: how it is typed, and what it does."""
     return [str(getattr(Prompt, f"_{name}").__doc__) for name in COMMANDS]
-
-
-class _Interrupted(Exception):
-    """Ctrl-C at the prompt."""
 
 
 class Prompt:
@@ -90,19 +82,16 @@ class Prompt:
 
     def run(self, duration: float | None) -> None:
         """Reads commands until the user leaves, the target ends or `duration` seconds have passed."""
-        session: PromptSession[str] = PromptSession(
-            self._message,
-            history=_history(),
-            completer=self._completer(),
-            complete_while_typing=False,
-            interrupt_exception=_Interrupted,  # a KeyboardInterrupt would end the event loop
-        )
+        from frida_rtetrack.commands import lineeditor
+
+        words = {**{name: () for name in self._commands}, "top": ORDERS}
+        session = lineeditor.line_editor(self._message, words, paths_after=("dump", "record"))
         if self._terminal is not None:
             terminal = self._terminal
             session.app.before_render += lambda app: terminal.match_size()
             terminal.on_unfinished = session.app.invalidate
-        with patch_stdout(raw=True):
-            asyncio.run(self._read_commands(session, duration))
+        with lineeditor.patch_stdout(raw=True):
+            asyncio.run(self._read_commands(session, duration, lineeditor.Interrupted))
 
     def _message(self) -> str:
         """The prompt, below the line that the program has begun and not finished: its own prompt, for example."""
@@ -112,7 +101,9 @@ class Prompt:
         columns = shutil.get_terminal_size().columns
         return f"{visible(unfinished)[-(columns - 1) :]}\nrtetrack> "
 
-    async def _read_commands(self, session: PromptSession[str], duration: float | None) -> None:
+    async def _read_commands(
+        self, session: PromptSession[str], duration: float | None, interrupted: type[Exception]
+    ) -> None:
         loop = asyncio.get_running_loop()
         over = asyncio.Event()
 
@@ -132,7 +123,7 @@ class Prompt:
                 break
             try:
                 await loop.run_in_executor(None, self.execute, line.result())
-            except _Interrupted:
+            except interrupted:
                 self._interrupt()
             except EOFError:
                 await loop.run_in_executor(None, self.execute, "quit")
@@ -335,12 +326,6 @@ class Prompt:
             yield f"  {usage}"
         yield "Ctrl-D is quit. Ctrl-C " + ("goes to the program." if self._spawned else "is quit too.")
 
-    def _completer(self) -> NestedCompleter:
-        options: dict[str, NestedCompleter | None] = {name: None for name in self._commands}
-        words = NestedCompleter.from_nested_dict({**options, "top": set(ORDERS)})
-        words.options["dump"] = words.options["record"] = PathCompleter(expanduser=True)
-        return words
-
 
 def _address(command: str, words: list[str]) -> int:
     if len(words) != 1:
@@ -357,12 +342,3 @@ def _number(word: str, usage: str) -> int:
     if not word.isdecimal() or int(word) < 1:
         raise BadUsage(f"{word} is no positive number: {usage}")
     return int(word)
-
-
-def _history() -> FileHistory | InMemoryHistory:
-    path = HISTORY.expanduser()
-    try:
-        path.touch(mode=0o600)
-    except OSError:
-        return InMemoryHistory()
-    return FileHistory(str(path))

@@ -12,6 +12,13 @@ import pytest
 from tracked import Runner
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n N --dist loadgroup` each file is run by one worker, and all that take hugepages by the same one."""
+    with_hugepages = {item.path for item in items if "hugepages" in getattr(item, "fixturenames", ())}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("hugepages" if item.path in with_hugepages else item.path.stem))
+
+
 @pytest.fixture
 def runner(tmp_path: Path, programs: Path) -> Iterator[Runner]:
     """Starts processes for this test."""
