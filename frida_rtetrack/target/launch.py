@@ -119,6 +119,8 @@ class GatedProgram:
 
     def resume(self) -> None:
         """Lets the program run. Raises TargetEnded."""
+        if process.is_ending(self.pid):  # not asked afterwards: some programs end at once
+            raise _ended()
         try:
             if self._entry is not None:
                 execgate.release(self._entry)
@@ -126,8 +128,6 @@ class GatedProgram:
                 frida.get_local_device().resume(self.pid)
         except (OSError, *_GONE):
             raise _ended() from None
-        if process.is_ending(self.pid):
-            raise _ended()
         _held.discard(self.pid)
         self.resumed = True
 

@@ -254,7 +254,7 @@ def test_ctrl_c_reaches_what_a_launcher_left_behind_or_ends_the_waiting_for_it(
 ) -> None:
     script = tmp_path / "launcher"
     script.write_text(
-        "#!/usr/bin/env python3\nimport os, subprocess, sys, time\n"
+        f"#!{sys.executable}\nimport os, subprocess, sys, time\n"
         "if sys.argv[1:]:\n    left = subprocess.Popen(sys.argv[1:]).pid\n"
         "else:\n    left = os.fork()\n    if left == 0:\n        time.sleep(100)\n"
         "print('left behind', left, 'by', os.getpid(), flush=True)\nos._exit(0)\n"
