@@ -23,9 +23,13 @@ demo: setup native programs ## build a program with planted bugs, track it and s
 	$(BIN)/rtetrack-frida spawn --dump-file build/demo-dump.csv --summary build/demo-summary.json $(PROGRAMS)/demo
 	@$(BIN)/python tests/programs/demo_verdict.py build/demo-summary.json
 
+# What loads the machine itself, and counts that nothing stands still meanwhile.
+ALONE := tests/integration/test_arrival.py tests/integration/test_stress.py
+
 test: check native programs source-programs ## everything: ruff, mypy, pytest
 	$(BIN)/pytest -n 2 tests/unit $(PYTEST_OPTIONS)
-	$(BIN)/pytest tests/integration $(PYTEST_OPTIONS)
+	$(BIN)/pytest -n 2 --dist loadgroup tests/integration $(addprefix --ignore=,$(ALONE)) $(PYTEST_OPTIONS)
+	$(BIN)/pytest $(ALONE) $(PYTEST_OPTIONS)
 
 check: setup ## ruff and mypy only
 	$(BIN)/ruff check .

@@ -44,6 +44,7 @@ class AddressSpace:
         self._pid = pid
         self._mappings: list[Mapping] = []
         self._starts: list[int] = []
+        self._is_gone = False
         self.heap_regions: list[HeapRegion] = []
         """DPDK's, as far as they are known."""
 
@@ -52,12 +53,14 @@ class AddressSpace:
         try:
             lines = Path(f"/proc/{self._pid}/maps").read_text(errors="replace").splitlines()
         except OSError:
+            self._is_gone = True
             return
         mappings = []
         for line in lines:
             fields = line.split(maxsplit=5)
             start, end = fields[0].split("-")
             mappings.append(Mapping(int(start, 16), int(end, 16), fields[5] if len(fields) > 5 else ""))
+        self._is_gone = not mappings
         if mappings:
             self._mappings = mappings
             self._starts = [mapping.start for mapping in mappings]
@@ -87,6 +90,8 @@ class AddressSpace:
         if address < NULL_PAGE_BYTES:
             return "in the NULL page"
         mapping = self.find(address)
+        if mapping is None and self._is_gone:
+            return "in no mapping of the program that is known (unmapped, or mapped late: it ended before it could be looked at)"
         if mapping is None:
             return "in no mapping of the program (unmapped)"
         if mapping.path == "[heap]":

@@ -13,8 +13,10 @@ from tracked import Runner
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n N --dist loadgroup` each file is run by one worker, and all that take hugepages by the same one."""
+    """With `-n N --dist loadgroup` each file is run by one worker, and all that take hugepages by the same one, first:
+    they take longest."""
     with_hugepages = {item.path for item in items if "hugepages" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path not in with_hugepages)
     for item in items:
         item.add_marker(pytest.mark.xdist_group("hugepages" if item.path in with_hugepages else item.path.stem))
 

@@ -65,12 +65,14 @@ def built_examples(folder: Path) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_shows_what_its_commands_print(page: str, tmp_path: Path) -> None:
     built_examples(tmp_path)
+    so_far = ""
     for shown in shown_in((DOCS / page).read_text()):
         printed = run(shown.command, tmp_path)
+        so_far += "\n".join(["$ " + shown.command, *printed, ""])
         left = iter([comparable(line) for line in printed])
         for line in shown.lines:
             if line.strip() != "...":
-                assert comparable(line) in left, f"{shown.command}\ndoes not print: {line}\nbut:\n" + "\n".join(printed)
+                assert comparable(line) in left, f"{shown.command}\ndoes not print: {line}\nbut:\n{so_far}"
 
 
 def refreshed(page: str, folder: Path) -> str:

@@ -70,6 +70,7 @@ int main(int argc, char **argv) {
         char *libc = calloc(2, 4096);
         rte_free(libc + 4096);
         free(libc);
+        usleep(300000); /* time to look at what lies there */
     } else if (strcmp(what, "stack") == 0) {
         rte_free(stack_zeros + 4096);
     } else if (strcmp(what, "global") == 0) {
