@@ -1,5 +1,5 @@
 """`python -m frida_rtetrack`."""
 
-from frida_rtetrack.commands.cli import main
+from frida_rtetrack.commands.entry import main
 
 main()

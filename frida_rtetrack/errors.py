@@ -127,6 +127,10 @@ def naming_what_ran_out() -> Iterator[None]:
         if what is None:
             raise
         raise OutOfResources(f"rtetrack-frida ran out of {what}.") from error
+    except Exception as error:  # of Frida's own classes, not all of which are mapped to ours
+        if (what := _of_message(str(error))) is None:
+            raise
+        raise OutOfResources(f"rtetrack-frida ran out of {what}.") from error
 
 
 def _of_message(text: str) -> str | None:

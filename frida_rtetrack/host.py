@@ -31,7 +31,15 @@ from frida_rtetrack.session import Session, put_together
 from frida_rtetrack.stream.work import WorkQueue
 from frida_rtetrack.symbols import dpdk
 from frida_rtetrack.target import obstacles, process, undoing
-from frida_rtetrack.target.agentoptions import check_options, check_terminal, path_of
+from frida_rtetrack.target.agentoptions import (
+    check_is,
+    check_options,
+    check_seconds,
+    check_signal,
+    check_terminal,
+    checked_list,
+    path_of,
+)
 from frida_rtetrack.target.group import TargetGroup
 from frida_rtetrack.target.launch import launch
 from frida_rtetrack.target.sessionend import SessionEnd
@@ -53,6 +61,7 @@ class Host(Questions):
     def __init__(self, options: Options, observer: Observer | None = None) -> None:
         """Use `spawn` or `attach`."""
         check_options(options)
+        check_is("observer", observer or Observer(), Observer)
         options = replace(options, dump_path=Path(options.dump_path), record=options.record and Path(options.record))
         obstacles.check_own_limits()
         if options.record is not None:
@@ -102,14 +111,14 @@ class Host(Questions):
         `resume=False` the program waits for `resume()`. `also_attach`: running processes that share its DPDK heap.
         Raises RtetrackError.
         """
+        argv = process.argument_list(argv)
         if not argv:
             raise BadUsage("No program was named to start.")
-        argv = process.argument_list(argv)
         check_terminal(terminal)
         host = cls(options or Options(), observer)
         dpdk.parse_symbols(host.options.symbols)
         path = process.find_program(argv[0])
-        sharing = [process.find_process(str(other)) for other in also_attach]
+        sharing = [process.find_process(str(other)) for other in checked_list("processes", also_attach, int, str)]
         for pid in sharing:
             obstacles.check(pid, host.options.buffer_mib, host.observer.problem)
         host.observer.step(f"starting {argv[0]}")
@@ -168,14 +177,16 @@ class Host(Questions):
 
     def join(self, pid: int | str) -> None:
         """Tracks the running process `pid` too; it shares the DPDK heap of the one that is tracked already."""
-        number = process.find_process(str(pid))
+        [name] = checked_list("processes", [pid], int, str)
+        number = process.find_process(str(name))
         obstacles.check(number, self.options.buffer_mib, self.observer.problem)
         self._group.add(Target.attach(number))
 
     def resume(self) -> None:
         """Lets a program that was spawned with `resume=False` run."""
         gated = self._group.first.gated
-        assert gated is not None
+        if gated is None:
+            raise BadUsage("The program was attached to: it runs.", "`resume` is for Host.spawn(..., resume=False).")
         gated.resume()
 
     def _begin(self, target: Target) -> None:
@@ -235,6 +246,8 @@ class Host(Questions):
 
     def wait(self, seconds: float | None = None) -> bool:
         """Waits until the tracking is over (the target ended or was detached). False: not within `seconds`, or `leave`."""
+        if seconds is not None:
+            check_seconds(seconds)
         return self._end.wait(seconds)
 
     def wait_for_exit(self) -> Ending:
@@ -242,8 +255,7 @@ class Host(Questions):
         self.wait()
         if self._group.wait_launched_gone(self._end.left):
             self.ending = self._group.ending(let_go=self._end.left.is_set())
-        assert self.ending is not None
-        return self.ending
+        return self.ending or Ending(None, None, "running")  # it was left
 
     def detach(self) -> None:
         """Takes the agents out of the targets, which run on at their old speed, and reads what they recorded until then."""
@@ -272,6 +284,7 @@ class Host(Questions):
 
     def end(self, patience_seconds: float = 5.0) -> None:
         """Ends the target, and what it executed: SIGTERM, and SIGKILL if it is still there after `patience_seconds`."""
+        check_seconds(patience_seconds)
         self._group.end(patience_seconds)
 
     def interrupt(self) -> None:
@@ -284,6 +297,7 @@ class Host(Questions):
 
     def send_signal(self, number: int) -> None:
         """Sends a signal to the target, or to what it executed if it is gone. Raises NotLive where nothing is left."""
+        check_signal(number)
         self._group.signal_first(number)
 
     def let_run(self) -> None:

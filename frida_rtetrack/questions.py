@@ -27,7 +27,7 @@ from frida_rtetrack.session import Session
 from frida_rtetrack.stream.work import WorkQueue
 from frida_rtetrack.symbols import dpdk
 from frida_rtetrack.symbols.names import Names
-from frida_rtetrack.target.agentoptions import check_address, check_top, path_of
+from frida_rtetrack.target.agentoptions import check_address, check_is, check_seconds, check_top, checked_list, path_of
 from frida_rtetrack.target.group import TargetGroup
 from frida_rtetrack.target.sessionend import SessionEnd
 from frida_rtetrack.target.target import Ending
@@ -109,6 +109,7 @@ class Questions:
 
     def sync(self, seconds: float = SYNC_SECONDS) -> None:
         """Waits until everything that the target recorded before this call has been applied and reported."""
+        check_seconds(seconds)
         if not self._end.over.is_set():
             deadline = time.monotonic() + seconds
             self._session.pump.sync(deadline)
@@ -119,12 +120,14 @@ class Questions:
 
         Raises DumpError where the file cannot be written.
         """
+        where = None if path is None else path_of(path)
         self.sync()
         live = self.tracking.live()
-        return self._session.dumper.write(None if path is None else path_of(path), live), len(live)
+        return self._session.dumper.write(where, live), len(live)
 
     def dump_soon(self, why: str) -> None:
         """Has the dump file written with the heap as it is now, without waiting for it (SIGRTMIN to the host)."""
+        check_is("text", why, str)
         self._session.pump.call_at_head(lambda: self._session.dumper.write_soon(why))
 
     def stats(self) -> Stats:
@@ -176,6 +179,7 @@ class Questions:
 
     def leak_report(self, suppressions: Sequence[Suppression] = ()) -> LeakReport:
         """What nobody will free, best evidence first: lost, growing since the tracking began, still held. Raises NotLive, BadUsage."""
+        checked_list("suppressions", suppressions, Suppression)
         self._check_recording()
         return self._inspection.leak_report(suppressions)
 

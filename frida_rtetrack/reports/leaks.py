@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from frida_rtetrack.symbols.names import Names, Stack
 from frida_rtetrack.tracking.eal import allocated_in
 
 
+@runtime_checkable
 class Suppression(Protocol):
     """Names what is left out: gate.Suppression."""
 

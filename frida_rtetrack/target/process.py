@@ -29,6 +29,8 @@ SESSION_NAME = "rtetrack-session"
 _AGENT = "/memfd:frida-agent"
 _ELF_MACHINES = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64", 21: "ppc64", 258: "loongarch64"}
 TRACER_PATIENCE_S = 1.0
+MOST_DIGITS = 20
+"""More than a pid has; Python makes no number of 5,000."""
 _PT_INTERP = 3
 _PT_DYNAMIC = 2
 
@@ -113,8 +115,11 @@ def command_line(pid: int) -> list[str]:
 def find_processes(target: int | str | Sequence[int | str]) -> list[int]:
     """The pids that `target` means, one or several that share a heap. Raises BadUsage, and as `find_process`."""
     names = [target] if isinstance(target, int | str) else target
-    if not isinstance(names, Sequence) or not names:
+    if not isinstance(names, Sequence) or isinstance(names, bytes) or not names:
         raise BadUsage("No process was named to attach to.")
+    for name in names:
+        if not isinstance(name, int | str) or isinstance(name, bool):
+            raise BadUsage(f"{name!r} is no process.", "It is a pid, or a name.")
     pids = [find_process(str(name)) for name in names]
     check_one_heap(pids)
     return pids
@@ -122,7 +127,7 @@ def find_processes(target: int | str | Sequence[int | str]) -> list[int]:
 
 def find_process(target: str) -> int:
     """The pid that `target`, a pid or a process name, means. Raises NoSuchProcess or AmbiguousName."""
-    if target.isdecimal():
+    if target.isdecimal() and len(target) <= MOST_DIGITS:
         pid = int(target)
         if not os.path.isdir(f"/proc/{pid}"):
             raise NoSuchProcess(f"There is no process {pid}.")

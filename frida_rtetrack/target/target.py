@@ -5,10 +5,12 @@ A host has one, or several that share one DPDK heap. Nothing here knows of event
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,8 +31,10 @@ from frida_rtetrack.errors import (
 from frida_rtetrack.target import footprint, process, undoing
 from frida_rtetrack.target.addressspace import AddressSpace
 from frida_rtetrack.target.agentlink import SESSION_OPTIONS, AgentLink, GivenUp, hang_up, limited
+from frida_rtetrack.target.arrival import fridacalls
 from frida_rtetrack.target.arrival.standin import AVAILABLE as arrival_is_known_here
 from frida_rtetrack.target.arrival.standin import StandIn
+from frida_rtetrack.target.arrival.stopwatch import StopWatch, is_stopped, stopped_meanwhile
 from frida_rtetrack.target.launch import GatedProgram
 
 ATTACH_RETRIES = 2
@@ -62,7 +66,7 @@ class Ending:
         return signal.Signals(self.signal).name if self.signal < 32 else f"signal {self.signal}"
 
 
-def _attach(pid: int, given_up: threading.Event) -> frida.Session:
+def _attach(pid: int, hopeless: Callable[[], bool]) -> frida.Session:
     """Frida sometimes misses the stop of a thread that is in fork, or loses a connection that has just begun: once more.
 
     Not by Frida's own Cancellable: the device can attach to no process any more after that ("already created").
@@ -71,18 +75,26 @@ def _attach(pid: int, given_up: threading.Event) -> frida.Session:
         try:
             return frida.get_local_device().attach(pid, **SESSION_OPTIONS)
         except (frida.TimedOutError, frida.TransportError, frida.ProtocolError):
-            if given_up.wait(0.1):
+            time.sleep(0.1)
+            if hopeless():
                 raise
     return frida.get_local_device().attach(pid, **SESSION_OPTIONS)
 
 
 def _send_away(pid: int, session: frida.Session | None, standin: StandIn | None) -> None:
-    """Has Frida leave, which came when nobody waited for it any more, and then the thread that it came by."""
+    """Has Frida leave, which came in vain, and then the thread that it came by."""
     if session is not None:
         session.detach()
         process.wait_for_agents_end(pid, AGENT_GONE_SECONDS)
     if standin is not None:
         standin.dismiss(frida_was_here=True)
+
+
+def _take_back_standin(standin: StandIn) -> None:
+    """Where Frida found the program stopped, it still holds the thread that it came by."""
+    if standin.is_held():
+        with contextlib.suppress(frida.InvalidArgumentError, frida.InvalidOperationError):
+            frida.get_local_device().resume(standin.tid)
 
 
 class Target:
@@ -131,7 +143,7 @@ class Target:
     @classmethod
     def held(cls, pid: int) -> Target:
         """Attaches Frida to a program that is held at its entry point (execgate). Raises RtetrackError."""
-        return cls(pid, cls._attach(pid, None), tuple(process.command_line(pid)))
+        return cls(pid, cls._attach(pid), tuple(process.command_line(pid)))
 
     @classmethod
     def attach(cls, pid: int) -> Target:
@@ -144,27 +156,41 @@ class Target:
 
     @classmethod
     def _come_into(cls, pid: int) -> tuple[frida.Session, StandIn | None]:
-        standin = StandIn.arrive(pid) if arrival_is_known_here else None
+        if not arrival_is_known_here:
+            return cls._attach(pid), None
+        standin = StandIn.arrive(pid)
+        watch: StopWatch | None = None
         try:
-            if standin is not None:
-                standin.close_gate()
-            session = cls._attach(pid, standin)
+            standin.close_gate()
+            fridacalls.keep_stops(standin.tid)
+            watch = StopWatch(pid, standin.tid)
+            session = cls._attach(pid, standin, watch)
+            _take_back_standin(standin)
+            standin.note_frida()
         except GivenUp:  # Frida is still about to come by the stand-in, which is sent away when that has ended
             raise
-        except BaseException:
-            if standin is not None:
-                standin.dismiss(frida_was_here=True)
+        except BaseException as error:
+            stopped = is_stopped(pid)
+            if watch is not None:
+                watch.finish(failed=isinstance(error, RtetrackError))
+                stopped |= watch.seen
+            standin.dismiss(frida_was_here=True)
+            if stopped and isinstance(error, RtetrackError):
+                raise stopped_meanwhile(pid) from error
             raise
-        if standin is not None:
-            standin.note_frida()
+        watch.finish()
         return session, standin
 
     @staticmethod
-    def _attach(pid: int, standin: StandIn | None) -> frida.Session:
+    def _attach(pid: int, standin: StandIn | None = None, watch: StopWatch | None = None) -> frida.Session:
         given_up, gone = threading.Event(), threading.Event()
 
         def send_away(session: frida.Session | None) -> None:
             try:
+                if watch is not None:
+                    watch.finish()
+                if standin is not None:
+                    _take_back_standin(standin)
                 _send_away(pid, session, standin)
             finally:
                 gone.set()
@@ -172,7 +198,7 @@ class Target:
         whom = pid if standin is None else standin.tid
         try:
             session: frida.Session = limited(
-                lambda: _attach(whom, given_up),
+                lambda: _attach(whom, lambda: given_up.is_set() or (watch is not None and watch.seen)),
                 late=send_away,
             )
             return session
@@ -302,6 +328,7 @@ class Target:
             if self._standin is None:  # a program that was held when Frida came
                 self._standin = StandIn.arrive(self.pid, LEAVE_SECONDS)
             self._standin.guard()
+            fridacalls.keep_stops(self._standin.tid)
         except TargetEnded:
             return None
         except (NoSafeMoment, ArrivalRefused) as error:

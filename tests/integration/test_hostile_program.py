@@ -91,7 +91,7 @@ def test_a_hostile_program_that_is_spawned(runner: Runner, stranger: Process, wh
     assert tracked.wait() == 0, tracked.stderr
     check(tracked, mode, most)
     assert "truncated" not in tracked.stdout
-    if mode == "truncate":
+    if mode == "truncate" and who == "root":  # nobody else can open it any more: /proc/self/map_files is root's
         assert re.search("tried [1-9]", tracked.stdout)
 
 

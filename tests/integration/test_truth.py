@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tracked import Accusations, Runner, eventually, functions
+from tracked import Accusations, Runner, eventually, foreign_mappings, functions
 
 from frida_rtetrack import Host, Options
+from frida_rtetrack.errors import NoSuchProcess
+from frida_rtetrack.target import process as process_of
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = int(os.environ.get("RTETRACK_TEST_ROUNDS", "5"))
@@ -335,6 +337,47 @@ def test_what_lived_before_a_secondary_was_spawned_beside_its_tracked_primary_is
     tracked.tell("")
     assert tracked.finish() == 0, tracked.stderr
     assert tracked.summary["bad_frees"] == []
+
+
+def ended(pid: int) -> bool:
+    try:
+        return process_of.state(pid) == "Z"
+    except NoSuchProcess:
+        return True
+
+
+@pytest.mark.parametrize("how", ["SIGINT", "the primary's end"])
+def test_a_host_whose_spawned_secondary_has_ended_is_ended_by_a_signal_and_by_its_primary(
+    runner: Runner, hugepages: None, how: str
+) -> None:
+    primary = runner.start("shared", *PAIR_WORDS, "--proc-type=primary")
+    primary.wait_for("^ready$")
+    tracked = runner.spawn("shared", *PAIR_WORDS, "--proc-type=secondary", options=["--also-attach", primary.pid])
+    tracked.wait_for("^ready$")
+    secondary = tracked.target
+    for process in (tracked, primary):
+        process.tell("")
+    for process in (tracked, primary):
+        process.wait_for("^done$")
+    tracked.tell("")
+    eventually(lambda: ended(secondary))
+    time.sleep(0.5)
+    assert tracked.alive, tracked.stderr  # its primary is tracked still
+    begun = time.monotonic()
+    if how == "SIGINT":
+        tracked.send_signal(signal.SIGINT)
+    else:
+        primary.tell("")
+        assert primary.finish() == 0
+    assert tracked.wait() == 0, tracked.stderr
+    assert time.monotonic() - begun < 2.5
+    assert "Traceback" not in tracked.stderr
+    assert tracked.summary["bad_frees"] == []
+    if how == "SIGINT":
+        assert primary.alive
+        eventually(lambda: not foreign_mappings(primary.pid))
+        primary.tell("")
+        assert primary.finish() == 0
 
 
 def test_a_free_of_another_processs_block_is_no_accusation(runner: Runner, hugepages: None) -> None:

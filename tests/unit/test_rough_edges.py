@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import termios
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,7 +15,7 @@ from typing import Any, cast
 import pytest
 
 from frida_rtetrack.commands.prompt import Prompt
-from frida_rtetrack.errors import BadUsage, NoSuchProcess, NoSuchProgram, NotLive
+from frida_rtetrack.errors import BadUsage, NoSuchProcess, NoSuchProgram, NotLive, RtetrackError
 from frida_rtetrack.host import Host
 from frida_rtetrack.options import Options
 from frida_rtetrack.reporters import outfile
@@ -98,6 +99,55 @@ def test_what_makes_no_sense_is_bad_usage() -> None:
     ):
         with pytest.raises(BadUsage):
             ask()
+
+
+_NO_NUMBERS = ("x", None, [], b"1", float("nan"), True, 10**400)
+_NO_PATHS = (3.5, [], "a\0b", object())
+_NO_PROCESSES = (1.5, True, None, [], [1.5], b"12", {}, [None], "9" * 5000, "a\0b", -1)
+_WRONG: dict[str, tuple[Callable[[Host, Any], object], tuple[Any, ...]]] = {
+    "spawn": (lambda host, it: Host.spawn(it), ("", "true", b"true", None, 3, [3], [], [""], ["a\0b"], {}, [b"true"])),
+    "spawn, options": (lambda host, it: Host.spawn(["true"], it), (3, "x", {"engine": "native"})),
+    "spawn, observer": (lambda host, it: Host.spawn(["true"], None, it), (3, "x", print)),
+    "spawn, terminal": (lambda host, it: Host.spawn(["true"], terminal=it), (999, -1, "x", 1.5)),
+    "spawn, also_attach": (lambda host, it: Host.spawn(["true"], also_attach=it), (3, "12", None, b"1", [1.5], [None])),
+    "attach": (lambda host, it: Host.attach(it), _NO_PROCESSES),
+    "attach, options": (lambda host, it: Host.attach(1, it), (3, "x")),
+    "join": (lambda host, it: host.join(it), (*_NO_PROCESSES, [1, 2])),
+    "wait": (lambda host, it: host.wait(it), [it for it in _NO_NUMBERS if it is not None]),
+    "end": (lambda host, it: host.end(it), _NO_NUMBERS),
+    "sync": (lambda host, it: host.sync(it), _NO_NUMBERS),
+    "send_signal": (lambda host, it: host.send_signal(it), (*_NO_NUMBERS, 0, -9, 65, 1.5)),
+    "record": (lambda host, it: host.record(it), (*_NO_PATHS, None)),
+    "dump": (lambda host, it: host.dump(it), _NO_PATHS),
+    "dump_soon": (lambda host, it: host.dump_soon(it), (None, 3)),
+    "top": (lambda host, it: host.top(it), (*_NO_NUMBERS[:-1], 0, -1, 1.5)),
+    "top, by": (lambda host, it: host.top(3, it), ("names", None, 3, [])),
+    "find": (lambda host, it: host.find(it), (*_NO_NUMBERS, -1, 1 << 64, 1.5)),
+    "refs": (lambda host, it: host.refs(it), (*_NO_NUMBERS, -1, 1 << 64, 1.5)),
+    "leak_report": (lambda host, it: host.leak_report(it), (3, "leak:main", None, ["leak:main"])),
+    "dump_path": (lambda host, it: Host(Options(dump_path=it)), _NO_PATHS),
+    "record, option": (lambda host, it: Host(Options(record=it)), _NO_PATHS),
+    "aggregate": (lambda host, it: Host(Options(record_aggregate_seconds=it)), ("x", float("nan"), [])),
+    "max size": (lambda host, it: Host(Options(record_max_bytes=it)), ("x", 1.5, [], -1)),
+    "leak_check": (lambda host, it: Host(Options(leak_check=it)), ("all", 3, None, frozenset({3}))),
+}
+"""What there is in the Python interface to be given, and values of the wrong type, or that make no sense there."""
+
+
+@pytest.mark.parametrize(
+    ("call", "value"),
+    [
+        pytest.param(call, value, id=f"{name}-{type(value).__name__}-{number}")
+        for name, (call, values) in _WRONG.items()
+        for number, value in enumerate(values)
+    ],
+)
+def test_whatever_the_interface_is_given_it_answers_with_an_error_of_ours(
+    call: Callable[[Host, Any], object], value: Any
+) -> None:
+    with pytest.raises(RtetrackError) as raised:
+        call(Host(Options()), value)
+    assert not isinstance(raised.value, NotLive), "what makes no sense is told before there is anything to be asked"
 
 
 def test_nothing_that_is_typed_ends_the_prompt() -> None:

@@ -23,7 +23,7 @@ from frida_rtetrack.target.arrival.ptrace import (
     ThreadGone,
     TracedThread,
 )
-from frida_rtetrack.target.arrival.region import FUNCTIONS, OPTIONAL_FUNCTIONS, Region
+from frida_rtetrack.target.arrival.region import FUNCTIONS, GONE, OPTIONAL_FUNCTIONS, Region
 from frida_rtetrack.target.arrival.safepoint import Judge, Unsafe
 from frida_rtetrack.target.arrival.unwind import NoEnd, NotKnownYet, StackCopy, StackTooDeep, Unwinder
 from frida_rtetrack.target.arrival.waits import WAITS, Wait, begin_again, tracer_of
@@ -35,6 +35,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.0001, 0.01
 FRESH_WAIT_S = 2.0
 """So long the beginning of a wait is looked for whose time limit a stop makes start anew."""
 MAIN_ONLY_S = 0.2
+STOPPED = "it was stopped (SIGSTOP) meanwhile"
 _STACK_BYTES, _STACK_MAX_BYTES = 1 << 14, 1 << 23
 
 
@@ -93,7 +94,7 @@ class Arrival:
                 self.why = "it did not stop (vfork, or an uninterruptible sleep)"
                 raise Refused(self.why) from None
             except Stopped:
-                raise Refused("it was stopped (SIGSTOP) meanwhile") from None
+                raise Refused(STOPPED) from None
             if region is not None:
                 return region
             time.sleep(pause * random.uniform(0.3, 1.7))
@@ -120,7 +121,9 @@ class Arrival:
         if wait is None or wait.state in "ZX":
             self.why = "its main thread has ended"
             return False
-        if wait.state in "DtT":
+        if wait.state == "T":
+            raise Stopped
+        if wait.state in "Dt":
             self.why = "it is in vfork or in an uninterruptible sleep"
             return False
         if wait.call is None:
@@ -196,11 +199,14 @@ class Arrival:
                 self._know()  # a library that was loaded since
 
 
-def _wait_for_standin(region: Region) -> int:
+def _wait_for_standin(pid: int, region: Region) -> int:
     deadline = time.monotonic() + STANDIN_S
     while not region.tid:
         if time.monotonic() > deadline:
-            raise lending.CannotLend("the thread that it created does not run")
+            region.command(GONE)  # should it ever run
+            wait = Wait.of(pid, pid)
+            stopped = wait is not None and wait.state == "T"
+            raise Refused(STOPPED) if stopped else lending.CannotLend("the thread that it created does not run")
         time.sleep(0.0002)
     return region.tid
 
@@ -213,7 +219,7 @@ def main() -> None:
         if region is None:
             print(f"busy {arrival.why}")
             return
-        print("standin", _wait_for_standin(region), hex(region.address), arrival.looks, arrival.longest_us)
+        print("standin", _wait_for_standin(arrival.pid, region), hex(region.address), arrival.looks, arrival.longest_us)
     except (Refused, lending.CannotLend) as error:
         print(f"refused {error}")
     except ThreadGone:

@@ -16,6 +16,8 @@ from frida_rtetrack.target import apart
 from frida_rtetrack.target.arrival.gate import Gate
 from frida_rtetrack.target.arrival.modules import Memory
 from frida_rtetrack.target.arrival.region import GONE, GUARDED, SETTLED, Region
+from frida_rtetrack.target.arrival.stopwatch import is_stopped, stopped_meanwhile
+from frida_rtetrack.target.arrival.waits import tracer_of
 
 AVAILABLE = platform.machine() == "x86_64"
 ARRIVAL_S = 10.0
@@ -67,6 +69,8 @@ class StandIn:
                 f"No safe moment to come into process {pid} was found within {seconds:.0f} seconds (last seen: {why}). "
                 f"It was left as it is."
             )
+        if is_stopped(pid):
+            raise stopped_meanwhile(pid)
         raise ArrivalRefused(f"Process {pid} cannot be come into: {why}. It was left as it is.")
 
     def _beat(self) -> None:
@@ -97,6 +101,13 @@ class StandIn:
     def note_frida(self) -> None:
         """Frida has just come, and nothing else: what it has mapped is to be gone before the stand-in goes."""
         self._fridas = _executable_memory(self.pid) - self._before
+
+    def is_held(self) -> bool:
+        """Whether somebody traces it."""
+        try:
+            return tracer_of(self.pid, self.tid) != 0
+        except OSError:
+            return False
 
     def settle(self) -> None:
         """The agent is at work: nothing will happen to the stand-in until it leaves."""
