@@ -22,7 +22,7 @@ import pytest
 
 if TYPE_CHECKING:
     from frida_rtetrack import Host, Options, Summary
-    from frida_rtetrack.reports.gate import Gate
+    from frida_rtetrack.reports.cigate import Gate
 
 Argv = Sequence[str | os.PathLike[str]]
 TIMEOUT_SECONDS = 60.0
@@ -133,7 +133,7 @@ def _gate(item: pytest.Item) -> Gate:
     from frida_rtetrack import RtetrackError
     from frida_rtetrack.commands.leakkinds import leak_kinds
     from frida_rtetrack.commands.moments import size
-    from frida_rtetrack.reports.gate import Gate, read_suppressions, suppression
+    from frida_rtetrack.reports.cigate import Gate, read_suppressions, suppression
 
     limit = item.get_closest_marker("limit_dpdk_memory")
     kinds = [marker.args[0] if marker.args else "all" for marker in item.iter_markers("check_dpdk_leaks")]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from frida_rtetrack.stream.events import EVENT_DTYPE, SIZE_BITS, EventBatch, Kind
 from frida_rtetrack.stream.ring import BATCH_EVENTS
-from frida_rtetrack.tracking import kernel
+from frida_rtetrack.tracking import mapkernel
 from frida_rtetrack.tracking.map import TrackingMap
 
 HEAP = 0x1_0000_0000
@@ -20,7 +20,7 @@ THREADS = 16
 
 def figures() -> list[dict[str, object]]:
     """A row a stream."""
-    how = "numpy" if kernel.load() is None else "compiled"
+    how = "numpy" if mapkernel.load() is None else "compiled"
     streams = {
         "tracking map alone": ([], few_addresses()),
         "tracking map alone, random churn of 1,000,000 blocks": churn(1_000_000),

@@ -1,5 +1,5 @@
 /*
- * The gate that keeps the program out of the dynamic linker and of fork while Frida leaves (target/arrival/gate.py), closed by
+ * The gate that keeps the program out of the dynamic linker and of fork while Frida leaves (target/arrival/loadergate.py), closed by
  * the agent itself where the host is gone and cannot. The stand-in opens it again after some seconds.
  */
 

@@ -32,7 +32,7 @@ from frida_rtetrack.host import VERSION, Host
 from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_BUFFER_MIB, MAX_FRAMES, LeakKind, Options
 from frida_rtetrack.reporters import bars, outfile, sarif, streams, text
 from frida_rtetrack.reporters.console import print_help_of
-from frida_rtetrack.reports.gate import Gate, read_suppressions, suppressions_for
+from frida_rtetrack.reports.cigate import Gate, read_suppressions, suppressions_for
 from frida_rtetrack.reports.summary import Summary
 from frida_rtetrack.symbols.dpdk import NEEDED
 from frida_rtetrack.target import undoing

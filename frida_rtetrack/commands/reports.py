@@ -31,10 +31,10 @@ from frida_rtetrack.recording.replay import Replay
 from frida_rtetrack.reporters import outfile, recorded, sarif, streams, text
 from frida_rtetrack.reporters.colour import painted
 from frida_rtetrack.reports import dumped, growth, summary
+from frida_rtetrack.reports.cigate import read_suppressions
 from frida_rtetrack.reports.difference import difference
 from frida_rtetrack.reports.dump import is_dump
 from frida_rtetrack.reports.freespace import FreeSpace, free_space_json
-from frida_rtetrack.reports.gate import read_suppressions
 from frida_rtetrack.reports.leaks import leak_report, leak_report_json
 from frida_rtetrack.reports.lost import LostFinding
 from frida_rtetrack.reports.moment import Filters, Moment

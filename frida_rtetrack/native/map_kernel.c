@@ -3,7 +3,7 @@
  *
  * It does what is ordinary and hands everything else (a bad free, a live address that is handed out again, half a
  * resize) back, event by event, to the exact rules in tracking/rules.py, which are also what says here what is right.
- * tracking/kernel.py mirrors the structures; the arrays are numpy's.
+ * tracking/mapkernel.py mirrors the structures; the arrays are numpy's.
  *
  * Events come from a program that may write anything into them: every index is made here, from numbers that the host
  * keeps or from fields cut to their bits, and nothing is read through an address that an event names. All sums are

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from frida_rtetrack.errors import ArrivalRefused, OutOfResources
-from frida_rtetrack.target import apart, process
+from frida_rtetrack.target import ownprocess, process
 from frida_rtetrack.target.confinement import forbidden
 
 DESCRIPTORS = 24
@@ -72,7 +72,7 @@ def check_seccomp(pid: int) -> str | None:
     filters = _filters_of(pid)
     if not filters or filters <= _filters_of(os.getpid()) or platform.machine() != "x86_64":
         return None
-    command = apart.command("frida_rtetrack.target.confinement", pid)
+    command = ownprocess.command("frida_rtetrack.target.confinement", pid)
     said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=READ_SECONDS)
     lines = said.stdout.split("\n")[:-1]
     if said.returncode or not lines or lines[0].startswith("unread"):

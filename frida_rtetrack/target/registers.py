@@ -22,7 +22,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from frida_rtetrack.target import apart
+from frida_rtetrack.target import ownprocess
 from frida_rtetrack.target.arrival import ptrace
 from frida_rtetrack.target.arrival.modules import AddressMap, Memory
 from frida_rtetrack.target.arrival.ptrace import NotStopped, Stopped, ThreadGone, TracedThread
@@ -81,7 +81,7 @@ def read(pid: int, *, frames: bool = False) -> Registers:
     """The registers of the threads of process `pid`; with `frames`, which calls they are in, too."""
     try:
         done = subprocess.run(
-            apart.command(__name__, pid, *([STACK_BYTES] if frames else [])),
+            ownprocess.command(__name__, pid, *([STACK_BYTES] if frames else [])),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

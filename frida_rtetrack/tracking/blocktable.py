@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frida_rtetrack.tracking import kernel
+from frida_rtetrack.tracking import mapkernel
 from frida_rtetrack.tracking.grouping import added, numbered, smallest
 
 Addresses = NDArray[np.uint64]
@@ -189,7 +189,7 @@ class BlockTable:
     def __init__(self) -> None:
         """An empty table."""
         self.used = 0
-        self._kernel = kernel.load()
+        self._kernel = mapkernel.load()
         self._use(tuple(_reserved(_FIRST_CAPACITY, dtype) for dtype in _PARTS))
         self._rebuild_index()
 
@@ -459,9 +459,9 @@ class BlockTable:
 
     # ---- for the kernel
 
-    def for_kernel(self) -> kernel.Table:
+    def for_kernel(self) -> mapkernel.Table:
         """The table as the kernel sees it, until it grows; what the kernel adds is to be told to `added`."""
-        return kernel.Table(
+        return mapkernel.Table(
             *(part.ctypes.data for part in self._parts),
             self._index.ctypes.data,
             self.used,

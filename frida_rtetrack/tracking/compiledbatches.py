@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from frida_rtetrack.stream.events import EventBatch, Times
-from frida_rtetrack.tracking import kernel
+from frida_rtetrack.tracking import mapkernel
 from frida_rtetrack.tracking.blocktable import BlockTable
-from frida_rtetrack.tracking.kernel import Kernel, Stop
+from frida_rtetrack.tracking.mapkernel import Kernel, Stop
 from frida_rtetrack.tracking.rules import BadFree, Call, Changes, Resize, Rules
 
 
@@ -24,8 +24,8 @@ class CompiledBatches:
         self._table = table
         self._rules = rules
         self._open = 0
-        self._resizes = np.zeros(kernel.OPEN_RESIZES, kernel.RESIZE_DTYPE)
-        self._resize_of = np.zeros(kernel.THREADS, np.uint16)
+        self._resizes = np.zeros(mapkernel.OPEN_RESIZES, mapkernel.RESIZE_DTYPE)
+        self._resize_of = np.zeros(mapkernel.THREADS, np.uint16)
 
     def apply(self, events: EventBatch, times: Times, sequence: int, bad: list[BadFree]) -> Changes:
         """Take `events` (n,), n <= 2^18, the first of which has the number `sequence`; bad frees go to `bad`."""
@@ -39,7 +39,7 @@ class CompiledBatches:
             self._table.added(table.used)
             self._open = run.open
             self._count(run)
-            changes = changes.then(Changes(*(getattr(run, name) for name in kernel.CHANGES)))
+            changes = changes.then(Changes(*(getattr(run, name) for name in mapkernel.CHANGES)))
             if run.stop == Stop.NEEDS_ROOM:
                 self._table.make_room()
             elif run.stop == Stop.FOR_THE_RULES:
@@ -48,8 +48,8 @@ class CompiledBatches:
                 at += 1
         return changes
 
-    def _run(self, sequence: int, times_ns: int) -> kernel.Run:
-        return kernel.Run(
+    def _run(self, sequence: int, times_ns: int) -> mapkernel.Run:
+        return mapkernel.Run(
             resizes=self._resizes.ctypes.data,
             resize_of=self._resize_of.ctypes.data,
             open=self._open,
@@ -59,8 +59,8 @@ class CompiledBatches:
             complete=self._rules.complete,
         )
 
-    def _count(self, run: kernel.Run) -> None:
-        for counted, name in kernel.COUNTS.items():
+    def _count(self, run: mapkernel.Run) -> None:
+        for counted, name in mapkernel.COUNTS.items():
             amount = getattr(run, counted)
             if amount:
                 self._rules.count[name] += amount
@@ -70,13 +70,13 @@ class CompiledBatches:
         if self._open:
             self.hand_over_resizes()
         size_bytes, blocks = self._rules.take(call, bad)
-        self._resize_of[call.thread] = kernel.WITH_THE_RULES if call.thread in self._rules.resizes else 0
+        self._resize_of[call.thread] = mapkernel.WITH_THE_RULES if call.thread in self._rules.resizes else 0
         return Changes(size_bytes, blocks, size_bytes, blocks, call.sequence)
 
     def take_over_resizes(self) -> None:
         """Learns of resizes that the rules were told of."""
         for thread in self._rules.resizes:
-            self._resize_of[thread] = kernel.WITH_THE_RULES
+            self._resize_of[thread] = mapkernel.WITH_THE_RULES
 
     def hand_over_resizes(self) -> None:
         """Lets the rules know every resize that has started.
@@ -86,5 +86,5 @@ class CompiledBatches:
         known = self._resizes[: self._open]
         for address, size_bytes, block, _, thread in known[np.argsort(known["started"])].tolist():
             self._rules.resizes[thread] = Resize(address, size_bytes, block)
-            self._resize_of[thread] = kernel.WITH_THE_RULES
+            self._resize_of[thread] = mapkernel.WITH_THE_RULES
         self._open = 0

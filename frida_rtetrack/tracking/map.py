@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frida_rtetrack.stream.events import EVENT_DTYPE, EventBatch, Times
-from frida_rtetrack.tracking import kernel
+from frida_rtetrack.tracking import mapkernel
 from frida_rtetrack.tracking.amendments import Amendment
 from frida_rtetrack.tracking.arraybatches import ArrayBatches
 from frida_rtetrack.tracking.blocktable import (
@@ -123,7 +123,7 @@ class TrackingMap:
         self.on_amended: Callable[[Amendment], None] = lambda amendment: None
         """Told of whatever sets the live set right besides the events, before the next event is applied."""
         self._rules = Rules(self._table, complete=complete)
-        compiled = kernel.load()
+        compiled = mapkernel.load()
         self._batches: CompiledBatches | ArrayBatches = (
             ArrayBatches(self._table, self._rules, self.SINGLY_AT_MOST)
             if compiled is None

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from frida_rtetrack.tracking import kernel
+from frida_rtetrack.tracking import mapkernel
 
 settings.register_profile("any machine", deadline=None)  # a busy one is not wrong
 settings.load_profile("any machine")
 
 BOTH_WAYS = ("test_tracking", "test_blocktable")
-SOURCE = kernel.LIBRARY.with_suffix(".c")
+SOURCE = mapkernel.LIBRARY.with_suffix(".c")
 
 # How long an example takes says more of the machine's load than of the code.
 settings.register_profile("any machine", deadline=None)
@@ -31,7 +31,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def map_kernel(tmp_path_factory: pytest.TempPathFactory) -> kernel.Kernel:
+def map_kernel(tmp_path_factory: pytest.TempPathFactory) -> mapkernel.Kernel:
     """The kernel, built from its source as it is now."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
@@ -39,7 +39,7 @@ def map_kernel(tmp_path_factory: pytest.TempPathFactory) -> kernel.Kernel:
     library: Path = tmp_path_factory.mktemp("kernel") / "map_kernel.so"
     warnings = ["-Wall", "-Wextra", "-Werror"]
     subprocess.run([compiler, "-O2", *warnings, "-shared", "-fPIC", "-o", library, SOURCE], check=True, timeout=120)
-    return kernel.Kernel(library)
+    return mapkernel.Kernel(library)
 
 
 @pytest.fixture(scope="module")
@@ -47,5 +47,5 @@ def map_engine(request: pytest.FixtureRequest) -> Iterator[str]:
     """Maps and tables that a test makes apply events in this way."""
     found = request.getfixturevalue("map_kernel") if request.param == "kernel" else None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel, "load", lambda: found)
+        patch.setattr(mapkernel, "load", lambda: found)
         yield request.param

@@ -18,8 +18,8 @@ from written import allocated, freed
 from frida_rtetrack.commands.cli import cli
 from frida_rtetrack.recording import findings
 from frida_rtetrack.reporters import recorded as as_text
+from frida_rtetrack.reports.cigate import Suppression
 from frida_rtetrack.reports.freespace import FreeSpace, HeapSpace
-from frida_rtetrack.reports.gate import Suppression
 from frida_rtetrack.reports.growth import Curves, Growing, GrowthWatch
 from frida_rtetrack.reports.leaks import leak_report
 from frida_rtetrack.reports.lost import LostFinding

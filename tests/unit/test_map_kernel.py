@@ -12,18 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frida_rtetrack.stream.events import EVENT_DTYPE, SIZE_BITS, Api, EventBatch, Kind, Mark
-from frida_rtetrack.tracking import blocktable, kernel
+from frida_rtetrack.tracking import blocktable, mapkernel
 from frida_rtetrack.tracking.map import BadFree, TrackingMap
 
-NATIVE = kernel.LIBRARY.parent
+NATIVE = mapkernel.LIBRARY.parent
 PROGRAMS = Path(__file__).parents[1] / "native"
 SANITIZERS = ["-g", "-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 HEAP = 0x1_4000_0000
 
 
-def tracking_map(found: kernel.Kernel | None, *, complete: bool, chunk: int = 1 << 16, kept: int = 1000) -> TrackingMap:
+def tracking_map(
+    found: mapkernel.Kernel | None, *, complete: bool, chunk: int = 1 << 16, kept: int = 1000
+) -> TrackingMap:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel, "load", lambda: found)
+        patch.setattr(mapkernel, "load", lambda: found)
         return type("Cut", (TrackingMap,), {"CHUNK_EVENTS": chunk, "SINGLY_AT_MOST": 3})(
             complete=complete, freed_kept=kept
         )
@@ -76,7 +78,7 @@ def likely(seed: int, count: int, addresses: int, threads: int) -> EventBatch:
     st.booleans(),
 )
 def test_kernel_and_numpy_give_the_same_answers(
-    map_kernel: kernel.Kernel,
+    map_kernel: mapkernel.Kernel,
     seed: int,
     count: int,
     addresses: int,
@@ -102,8 +104,8 @@ def test_kernel_and_numpy_give_the_same_answers(
     assert_same_answers(*ways, asked)
 
 
-def test_more_resizes_at_once_than_the_kernel_follows(map_kernel: kernel.Kernel) -> None:
-    count = 3 * kernel.OPEN_RESIZES
+def test_more_resizes_at_once_than_the_kernel_follows(map_kernel: mapkernel.Kernel) -> None:
+    count = 3 * mapkernel.OPEN_RESIZES
     events = np.zeros(3 * count, EVENT_DTYPE)
     events["kind"] = np.repeat([Kind.ALLOCATED, Kind.RESIZE_STARTED, Kind.RESIZE_ENDED], count)
     events["address"] = HEAP + 64 * np.arange(3 * count, dtype=np.uint64) % (64 * count)
@@ -117,7 +119,7 @@ def test_more_resizes_at_once_than_the_kernel_follows(map_kernel: kernel.Kernel)
     assert set(tracking.live()["resizes"].tolist()) == {1}
 
 
-def test_sizes_as_large_as_they_can_be_do_not_overflow(map_kernel: kernel.Kernel) -> None:
+def test_sizes_as_large_as_they_can_be_do_not_overflow(map_kernel: mapkernel.Kernel) -> None:
     count, most = 1 << 20, (1 << SIZE_BITS) - 1
     events = np.zeros(count, EVENT_DTYPE)
     events["kind"], events["size_and_thread"] = Kind.ALLOCATED, most
@@ -128,17 +130,17 @@ def test_sizes_as_large_as_they_can_be_do_not_overflow(map_kernel: kernel.Kernel
 
 
 def test_a_library_that_is_no_kernel_of_this_version_is_refused(
-    map_kernel: kernel.Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    map_kernel: mapkernel.Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernel, "LIBRARY", tmp_path / "map_kernel.so")
-    assert kernel.load.__wrapped__() is None
+    monkeypatch.setattr(mapkernel, "LIBRARY", tmp_path / "map_kernel.so")
+    assert mapkernel.load.__wrapped__() is None
     for source in ("int other;", "unsigned map_kernel_version(void) { return 99; }"):
         (tmp_path / "other.c").write_text(source)
         subprocess.run(
             ["gcc", "-shared", "-fPIC", "-o", tmp_path / f"{len(source)}.so", tmp_path / "other.c"], check=True
         )
         with pytest.raises(OSError, match=r"kernel of|version"):
-            kernel.Kernel(tmp_path / f"{len(source)}.so")
+            mapkernel.Kernel(tmp_path / f"{len(source)}.so")
 
 
 @pytest.mark.usefixtures("map_kernel")
@@ -162,10 +164,10 @@ def of(kind: Kind, address: int, stack: int, label: int = 0) -> np.void:
 @pytest.mark.parametrize("compiled", [True, False], ids=["kernel", "numpy"])
 @pytest.mark.parametrize("at_once", [True, False], ids=["at once", "one by one"])
 def test_the_last_tenancies_of_an_address_are_kept_and_no_others(
-    map_kernel: kernel.Kernel, compiled: bool, at_once: bool
+    map_kernel: mapkernel.Kernel, compiled: bool, at_once: bool
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel, "load", lambda: map_kernel if compiled else None)
+        patch.setattr(mapkernel, "load", lambda: map_kernel if compiled else None)
         tracking = TrackingMap()
     second = 10**9
     events = []
@@ -189,7 +191,7 @@ def test_the_last_tenancies_of_an_address_are_kept_and_no_others(
     assert tracking.find(HEAP + 64).earlier == ()
 
 
-def test_what_was_forgotten_of_one_address_is_not_told_of_another(map_kernel: kernel.Kernel) -> None:
+def test_what_was_forgotten_of_one_address_is_not_told_of_another(map_kernel: mapkernel.Kernel) -> None:
     tracking = tracking_map(map_kernel, complete=True, chunk=64, kept=4)
     for address in range(HEAP, HEAP + 64 * 400, 64):
         pair = [of(Kind.ALLOCATED, address, 1), of(Kind.FREED, address, 2)]

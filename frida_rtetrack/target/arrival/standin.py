@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from frida_rtetrack.errors import ArrivalRefused, NoSafeMoment, TargetEnded
-from frida_rtetrack.target import apart
-from frida_rtetrack.target.arrival.gate import Gate
+from frida_rtetrack.target import ownprocess
+from frida_rtetrack.target.arrival.loadergate import Gate
 from frida_rtetrack.target.arrival.modules import Memory
 from frida_rtetrack.target.arrival.region import GONE, GUARDED, SETTLED, Region
 from frida_rtetrack.target.arrival.stopwatch import is_stopped, stopped_meanwhile
@@ -56,7 +56,7 @@ class StandIn:
     @classmethod
     def arrive(cls, pid: int, seconds: float = ARRIVAL_S) -> StandIn:
         """Puts one into process `pid`. Raises NoSafeMoment, ArrivalRefused or TargetEnded; the program is as before then."""
-        command = apart.command("frida_rtetrack.target.arrival.helper", pid, seconds, os.getpid())
+        command = ownprocess.command("frida_rtetrack.target.arrival.helper", pid, seconds, os.getpid())
         said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_HELPER_S)
         words = said.stdout.split()
         if words[:1] == ["standin"]:

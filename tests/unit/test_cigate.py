@@ -15,7 +15,7 @@ from frida_rtetrack.commands.leakkinds import leak_kinds
 from frida_rtetrack.commands.optionalvalue import OptionalValue
 from frida_rtetrack.errors import BadUsage
 from frida_rtetrack.options import LeakKind
-from frida_rtetrack.reports.gate import Gate, Suppression, read_suppressions, suppressions_for
+from frida_rtetrack.reports.cigate import Gate, Suppression, read_suppressions, suppressions_for
 from frida_rtetrack.reports.growth import MOMENTS, Curves, Growing
 from frida_rtetrack.reports.leakcheck import LeakCheck
 from frida_rtetrack.reports.lost import LostReport, Share
