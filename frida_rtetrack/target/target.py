@@ -206,8 +206,10 @@ class Target:
             given_up.set()
             undoing.undo(lambda: gone.wait(UNLOAD_SECONDS))
             raise
-        except frida.ProcessNotFoundError:
-            raise NoSuchProcess(f"There is no process {pid}.") from None
+        except TargetEnded as error:
+            if process.is_ending(pid):
+                raise NoSuchProcess(f"There is no process {pid} any more.") from None
+            raise AgentTimeout(f"Process {pid} did not let Frida in.") from error
         except frida.ProcessNotRespondingError:
             raise AgentTimeout(f"Process {pid} did not let Frida in.") from None
         except frida.PermissionDeniedError as error:

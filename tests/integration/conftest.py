@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tracked import Runner
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Programs with the same --file-prefix get in each other's way: those of this worker have a place of their own."""
+    folder = tempfile.mkdtemp(prefix="rtetrack-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ["RUNTIME_DIRECTORY"] = folder  # eal_create_runtime_dir in DPDK
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

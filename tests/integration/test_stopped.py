@@ -86,7 +86,7 @@ def comes_and_goes_unharmed(program: Restless, stop: Stop) -> str:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("for_s", [0.1, 3.0])
 def test_a_program_that_is_stopped_at_any_moment_of_coming_stays_so_and_goes_on(runner: Runner, for_s: float) -> None:
-    for moment_ms in range(0, 400, 40):
+    for moment_ms in range(0, 400, 40 if for_s < 1 else 100):
         program = Restless(runner, "compute", "threads", "malloc")
         stop = Stop(program.pid, moment_ms, for_s)
         stop.begin()

@@ -10,8 +10,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from tracked import Runner, Tracked, foreign_mappings, functions
@@ -24,15 +23,6 @@ pytestmark = pytest.mark.skipif(
 
 PROMPT = "testpmd> "  # what testpmd prints else reaches a pipe late: it is buffered
 TYPES = {"rte_services", "rte_service_core_states", "net_null0", "net_null1", "testpmd: ports"}
-
-
-@pytest.fixture(autouse=True)
-def clean() -> Iterator[None]:
-    """DPDK leaves an empty runtime folder behind."""
-    yield
-    for folder in (Path("/var/run/dpdk"), Path(os.environ.get("XDG_RUNTIME_DIR", "/tmp"), "dpdk")):
-        with contextlib.suppress(OSError):
-            (folder / f"t{os.getpid()}").rmdir()
 
 
 def arguments() -> list[str]:

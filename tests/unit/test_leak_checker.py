@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
-from test_gate import leaks, lost
+from test_cigate import leaks, lost
 from written import mark
 
 from frida_rtetrack.errors import AgentFailed, TargetEnded

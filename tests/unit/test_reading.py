@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from made_up import frame
-from test_gate import run
+from test_cigate import run
 from test_sarif import bad_free
 
 from frida_rtetrack import progress

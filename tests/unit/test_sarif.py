@@ -13,7 +13,7 @@ import jsonschema
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import FUNCTIONS, HOSTILE, START, frame
-from test_gate import leaks, lost, run
+from test_cigate import leaks, lost, run
 
 from frida_rtetrack.reporters import sarif
 from frida_rtetrack.reports.growth import Growing
