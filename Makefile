@@ -24,7 +24,7 @@ demo: setup native programs ## build a program with planted bugs, track it and s
 	@$(BIN)/python tests/programs/demo_verdict.py build/demo-summary.json
 
 # What loads the machine itself, and counts that nothing stands still meanwhile.
-ALONE := $(addprefix tests/integration/test_, $(addsuffix .py, arrival attach stopped stress testpmd))
+ALONE := $(addprefix tests/integration/test_, $(addsuffix .py, arrival attach_load stress testpmd))
 
 test: check native programs source-programs ## everything: ruff, mypy, pytest
 	$(BIN)/pytest -n 2 tests/unit $(PYTEST_OPTIONS)

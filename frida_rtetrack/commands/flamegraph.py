@@ -18,10 +18,11 @@ from frida_rtetrack.reporters.outfile import whole
 from frida_rtetrack.reporters.page import document
 from frida_rtetrack.reporters.page.contents import Base, Leak, Page, leaks_at_cleanup, leaks_growing, leaks_of, page_of
 from frida_rtetrack.reports import growth, lost
-from frida_rtetrack.reports.history import History, by_site
+from frida_rtetrack.reports.history import FIELDS, History, by_site
 from frida_rtetrack.reports.lost import LostFinding
-from frida_rtetrack.reports.moment import Filters, Moment
+from frida_rtetrack.reports.moment import ALL_BLOCKS, Filters, Moment
 from frida_rtetrack.stream.events import Mark
+from frida_rtetrack.tracking.map import BLOCK_FIELDS
 
 MOMENTS = 100
 FEWEST_MOMENTS = 10
@@ -175,12 +176,13 @@ def _history(
     of_curves = growth.evenly(*recording.span_ns())
     stops = sorted({*at_ns, *of_curves})
     left = list(stops)
+    fields = FIELDS if filters == ALL_BLOCKS else BLOCK_FIELDS
 
     def take() -> None:
         at = left.pop(0)
         if at in at_ns:
-            moment = known[at] if at in known else replay.moment()
-            history.add(replay.start.seconds_until(at), filters.apply(moment.rows, moment.names, at))
+            rows = known[at].rows if at in known else replay.heap.map.live(fields)
+            history.add(replay.start.seconds_until(at), filters.apply(rows, replay.names, at))
         if at in of_curves:
             curves.add(at, replay.heap.map.call_sites())
 

@@ -12,6 +12,8 @@ from frida_rtetrack.reports.moment import type_numbers
 from frida_rtetrack.tracking.grouping import added, together
 
 NO_THREAD = -1
+FIELDS = ("stack", "label", "thread", "baseline", "size_bytes")
+"""Of BLOCK_DTYPE: what of a block is looked at here."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -46,7 +48,7 @@ class History:
     """What a site held from the moment of that index on, until the next change; ascending, from the first that is not 0."""
 
     def add(self, seconds: float, rows: NDArray[np.void]) -> None:
-        """Adds a moment later than the last one, at which `rows`, BLOCK_DTYPE (n,), are live."""
+        """Adds a moment later than the last one, at which `rows`, FIELDS of BLOCK_DTYPE (n,), are live."""
         index = len(self.seconds)
         self.seconds.append(seconds)
         held = by_site(rows)
@@ -75,7 +77,7 @@ def history(moments: Iterable[tuple[float, NDArray[np.void]]]) -> History:
 
 
 def by_site(rows: NDArray[np.void]) -> dict[Site, Held]:
-    """The live blocks `rows`, BLOCK_DTYPE (n,), by site."""
+    """The live blocks `rows`, FIELDS of BLOCK_DTYPE (n,), by site."""
     types = type_numbers(rows)
     threads = np.where(rows["baseline"], NO_THREAD, rows["thread"].astype(np.int32))
     some, which = together(rows["stack"], types, threads)

@@ -7,6 +7,7 @@ object a block: a row costs 48 bytes, 64 more once it was freed, 8 once it was r
 from __future__ import annotations
 
 import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -98,6 +99,7 @@ BLOCK_DTYPE = np.dtype(
     ]
 )
 """A live block in a snapshot; the fields are Block's."""
+BLOCK_FIELDS: tuple[str, ...] = BLOCK_DTYPE.names or ()
 
 ROW_DTYPE = np.dtype(
     [
@@ -383,13 +385,13 @@ class BlockTable:
         rows = np.flatnonzero(inside)
         return int(rows[0]) if rows.size else -1
 
-    def blocks(self, rows: Rows) -> NDArray[np.void]:
-        """A copy of `rows` (n,) as BLOCK_DTYPE (n,)."""
-        copy = np.empty(rows.size, BLOCK_DTYPE)
+    def blocks(self, rows: Rows, fields: Sequence[str] = BLOCK_FIELDS) -> NDArray[np.void]:
+        """A copy of `rows` (n,) as BLOCK_DTYPE (n,), of those `fields` alone."""
+        copy = np.empty(rows.size, [(name, BLOCK_DTYPE[name]) for name in fields])
         for start in range(0, rows.size, _ROWS_AT_ONCE):
             part = rows[start : start + _ROWS_AT_ONCE]
             into = copy[start : start + part.size]
-            for name in BLOCK_DTYPE.names or ():
+            for name in fields:
                 into[name] = self.origin[part] == Origin.BASELINE if name == "baseline" else getattr(self, name)[part]
         return copy
 

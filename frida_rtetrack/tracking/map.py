@@ -22,6 +22,7 @@ from frida_rtetrack.tracking.amendments import Amendment
 from frida_rtetrack.tracking.arraybatches import ArrayBatches
 from frida_rtetrack.tracking.blocktable import (
     BLOCK_DTYPE,
+    BLOCK_FIELDS,
     Addresses,
     Block,
     BlockTable,
@@ -36,6 +37,7 @@ from frida_rtetrack.tracking.rules import BadFree, BadFreeKind, Changes, Resize,
 
 __all__ = [
     "BLOCK_DTYPE",
+    "BLOCK_FIELDS",
     "BadFree",
     "BadFreeKind",
     "Block",
@@ -317,10 +319,10 @@ class TrackingMap:
         with self._lock:
             return Totals(**self._rules.count)
 
-    def live(self) -> NDArray[np.void]:
-        """A copy of all live blocks, BLOCK_DTYPE (n,), in no particular order; it is the caller's."""
+    def live(self, fields: Sequence[str] = BLOCK_FIELDS) -> NDArray[np.void]:
+        """A copy of all live blocks, BLOCK_DTYPE (n,) of those `fields` alone, in no particular order; it is the caller's."""
         with self._lock:
-            return self._table.blocks(self._table.live_rows())
+            return self._table.blocks(self._table.live_rows(), fields)
 
     def live_set(self) -> LiveSet:
         """What is live at this moment, to be compared with DPDK's heap when that has been read."""

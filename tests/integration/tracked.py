@@ -109,6 +109,10 @@ class Process:
             if self._popen.stdin is not None:
                 self._popen.stdin.close()
 
+    def kill(self) -> None:
+        """Kills it if it is still there."""
+        self._popen.kill()
+
     def send_signal(self, number: int) -> None:
         """Sends it a signal."""
         os.kill(self.pid, number)
@@ -266,6 +270,7 @@ class Runner:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for process in self._processes:
+            process.kill()  # one whose main thread has ended does not show its environment
             process.close_input()
             with contextlib.suppress(AssertionError):
                 process.wait(seconds=10)
@@ -364,3 +369,19 @@ def threads(pid: int) -> list[str]:
 def functions(backtrace: list[dict[str, Any]]) -> list[str | None]:
     """The function names of a summary's backtrace, innermost first."""
     return [frame["function"] for frame in backtrace]
+
+
+def assert_untouched(pid: int) -> None:
+    """The process is as it was before anybody attached."""
+    eventually(lambda: not foreign_mappings(pid), seconds=3)
+    assert not [name for name in threads(pid) if re.search("gum|frida|gmain|gdbus", name)]
+
+
+def resident_kib(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    assert re.search(r"^State:\s+[RSDt]", status, re.MULTILINE), f"the program is gone:\n{status}"
+    found = re.search(
+        r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE
+    )  # each thread that comes may reserve 64 MiB for malloc
+    assert found is not None
+    return int(found[1])
