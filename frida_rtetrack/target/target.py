@@ -41,6 +41,9 @@ ATTACH_RETRIES = 2
 UNLOAD_SECONDS = 30.0
 REAP_SECONDS = 5.0
 AGENT_GONE_SECONDS = 2.0
+FORGOTTEN_SECONDS = 1.0
+"""An agent that is still there after so long was not told to leave, or is about to: half a second before who leaves by a
+signal gives up."""
 AGENT_THREAD = "gum-js-loop"
 """The name of the thread that the agent's script runs on."""
 GONE_TOO_SECONDS = 0.3
@@ -315,7 +318,7 @@ class Target:
 
     def _see_agent_off(self) -> RtetrackError | None:
         """Waits until Frida's agent has gone. Returns that it stays."""
-        if process.wait_for_agents_end(self.pid, AGENT_GONE_SECONDS, self._agents_before):
+        if process.wait_for_agents_end(self.pid, FORGOTTEN_SECONDS, self._agents_before):
             return None
         hang_up(self.pid)
         if process.wait_for_agents_end(self.pid, AGENT_GONE_SECONDS, self._agents_before):
