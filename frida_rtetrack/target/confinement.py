@@ -41,6 +41,7 @@ NEEDED: dict[str, tuple[int, tuple[int, ...]]] = {
     "rt_sigprocmask": (14, (0, 4096, 0, 8)),
     "futex": (202, (4096, 128, 1)),
     "gettid": (186, ()),
+    "tgkill": (234, (2, 2, 0)),
     "getpid": (39, ()),
     "exit": (60, (0,)),
 }

@@ -42,8 +42,8 @@ UNLOAD_SECONDS = 30.0
 REAP_SECONDS = 5.0
 AGENT_GONE_SECONDS = 2.0
 FORGOTTEN_SECONDS = 1.0
-"""An agent that is still there after so long was not told to leave, or is about to: half a second before who leaves by a
-signal gives up."""
+"""An agent that is still there after so long was presumably not told to leave, and is hung up on: that is half a second
+before a signal's patience ends."""
 AGENT_THREAD = "gum-js-loop"
 """The name of the thread that the agent's script runs on."""
 GONE_TOO_SECONDS = 0.3
@@ -59,7 +59,7 @@ class Ending:
     exit_status: int | None
     signal: int | None
     why: str
-    """exited, killed, detached, replaced (exec) or gone (ended, but how is not known)."""
+    """exited, killed, detached, replaced (exec), gone (ended, but how is not known) or running (it was left)."""
 
     @property
     def signal_name(self) -> str:
@@ -165,6 +165,7 @@ class Target:
         watch: StopWatch | None = None
         try:
             standin.close_gate()
+            standin.expect_frida()
             fridacalls.keep_stops(standin.tid)
             watch = StopWatch(pid, standin.tid)
             session = cls._attach(pid, standin, watch)
@@ -227,8 +228,8 @@ class Target:
             # Of an exec, Frida may see no more than that its agent is gone: at an end the process is gone with it.
             let_go = self.detached or reason == "application-requested"
             self.detached = True
-            self.replaced = reason == "process-replaced" or not (
-                let_go or self.wait_gone(GONE_TOO_SECONDS) or process.maps_session(self.pid)
+            self.replaced = reason == "process-replaced" or (
+                not let_go and not self.wait_gone(GONE_TOO_SECONDS) and process.lives_without_session(self.pid)
             )
             on_detached(self)
 

@@ -53,6 +53,8 @@ def test_the_machine_code_is_that_of_the_source(assembled: Path) -> None:
         ("gate_in_use", region._GATE_IN_USE),
         ("ask_locks", region._ASK_LOCKS),
         ("asked_locks", region._ASKED_LOCKS),
+        ("own_pid", region._OWN_PID),
+        ("fridas_tid", region._FRIDAS_TID),
     ],
 )
 def test_the_offsets_are_those_of_the_source(assembled: Path, label: str, offset: int) -> None:

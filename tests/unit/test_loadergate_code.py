@@ -17,7 +17,6 @@ from frida_rtetrack.target.arrival import region
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the code is for x86-64")
 
-_OWN_PID = 0xBAC
 AT_ONCE_S = 0.3
 PATIENCE_S = 2.0
 
@@ -36,7 +35,7 @@ class GateInHere:
         for index in range(len(region.GATED_FUNCTIONS)):
             struct.pack_into("<Q", self._memory, region._GATED_FUNCTIONS + 8 * index, address)
         struct.pack_into("<Q", self._memory, region._FRIDAS_MASK, region.BLOCKED & ~region._ALWAYS_UNBLOCKED)
-        struct.pack_into("<I", self._memory, _OWN_PID, os.getpid())
+        struct.pack_into("<I", self._memory, region._OWN_PID, os.getpid())
 
     def call(self, name: str) -> tuple[int, float]:
         """What the function returned, and how long that took."""
@@ -50,6 +49,9 @@ class GateInHere:
 
     def beat(self, number: int) -> None:
         struct.pack_into("<I", self._memory, region._HEARTBEAT, number)
+
+    def note_frida(self, tid: int) -> None:
+        struct.pack_into("<I", self._memory, region._FRIDAS_TID, tid)
 
     @property
     def inside(self) -> int:
@@ -100,6 +102,19 @@ def test_nobody_waits_for_a_host_that_is_gone(gate: GateInHere) -> None:
     result, took = gate.call("dlopen")
     assert result == 1234
     assert PATIENCE_S - 0.1 < took < PATIENCE_S + 1
+
+
+def test_where_the_host_is_gone_it_stays_closed_until_frida_is_gone_too(gate: GateInHere) -> None:
+    gate.close()
+    frida = threading.Thread(target=time.sleep, args=(PATIENCE_S + 1.5,))
+    frida.start()
+    assert frida.native_id is not None
+    gate.note_frida(frida.native_id)
+    result, took = gate.call("dlopen")
+    assert result == 1234
+    assert PATIENCE_S + 1.4 < took < PATIENCE_S + 2.5
+    frida.join()
+    assert PATIENCE_S - 0.1 < gate.call("dlopen")[1] < PATIENCE_S + 1
 
 
 def test_a_sign_of_life_of_the_host_keeps_it_closed(

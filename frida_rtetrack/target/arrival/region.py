@@ -39,7 +39,9 @@ _STANDIN_MASK = 0xA40
     _GATE_IN_USE,
     _ASK_LOCKS,
     _ASKED_LOCKS,
-) = (*(0xB00, 0xB40, 0xB80, 0xB90, 0xB98, 0xB9C, 0xBA0, 0xBA4, 0xBA8),)
+    _OWN_PID,
+    _FRIDAS_TID,
+) = (*(0xB00, 0xB40, 0xB80, 0xB90, 0xB98, 0xB9C, 0xBA0, 0xBA4, 0xBA8, 0xBAC, 0xBB0),)
 _EXTENDED_STATE = 0x1000
 
 # Not to be blocked: faults (a blocked one ends the program) and SIGSETXID (33), which setuid() waits for every thread to take.
@@ -132,6 +134,10 @@ class Region:
         """Closes or opens the gate. `in_use`: modules or the agent may use it, and the region must stay."""
         self.memory.write(self.address + _GATE_IN_USE, struct.pack("<I", in_use))
         self.memory.write(self.address + _GATE_CLOSED, struct.pack("<I", closed))
+
+    def note_frida(self, tid: int) -> None:
+        """Thread `tid` has Frida's agent in its hands: where the host is gone the gate stays closed until that has ended."""
+        self.memory.write(self.address + _FRIDAS_TID, struct.pack("<I", tid))
 
     @property
     def inside_gate(self) -> int:

@@ -15,6 +15,8 @@
         .set SYS_GETTID, 186
         .set SYS_CLOCK_GETTIME, 228
         .set SYS_TKILL, 200
+        .set SYS_TGKILL, 234
+        .set ESRCH, 3
         .set SYS_PRCTL, 157
         .set SYS_SOCKETPAIR, 53
         .set PR_SET_SECCOMP, 22
@@ -34,7 +36,8 @@
         .set SETTLED, 2
         .set GONE, 3
         .set MS, 1000000
-        .set GATE_PATIENCE_MS, 2000
+        .set GATE_PATIENCE_MS, 2000     /* without a sign of life from the host, where Frida is not there either */
+        .set FRIDA_PATIENCE_MS, 8000    /* where it is: it leaves by itself, which takes a moment on a machine that is overloaded */
         .text
 region:
 /* ---- the lender ---- */
@@ -182,9 +185,14 @@ resume:
         mov     ebp, eax
         xor     ebx, ebx
 7:      cmp     ebx, GATE_PATIENCE_MS   /* nobody else will open it */
-        jb      8f
-        mov     dword ptr [rip + gate_closed], 0
-8:      cmp     ebx, [rip + patience_ms]
+        jb      2b
+        cmp     ebx, FRIDA_PATIENCE_MS
+        jae     8f
+        call    frida_is_there
+        test    eax, eax
+        jnz     2b
+8:      mov     dword ptr [rip + gate_closed], 0
+        cmp     ebx, [rip + patience_ms]
         jb      2b
 5:      mov     dword ptr [rip + gate_closed], 0
         call    unguard
@@ -305,8 +313,8 @@ lost:   mov     r8, rdx
 
 /*
  * ---- the gate: what modules of the program call instead of dlopen, fork and the like while Frida comes or leaves ----
- * They wait until it opens, or the host has given no sign of life for two seconds. Frida's threads, known by their signal
- * mask, go through, and so does a forked child, in which nobody would ever open it.
+ * They wait until it opens, or the host has given no sign of life for two seconds and Frida is gone too. Frida's threads, known
+ * by their signal mask, go through, and so does a forked child, in which nobody would ever open it.
  */
         .macro  gate name
 gate_\name:
@@ -363,6 +371,11 @@ gate:
         lea     ebx, [rax + GATE_PATIENCE_MS]
 3:      sub     eax, ebx
         js      1b
+        cmp     eax, FRIDA_PATIENCE_MS - GATE_PATIENCE_MS
+        jge     2f
+        call    frida_is_there
+        test    eax, eax
+        jnz     1b
 2:      pop     r11
         pop     r10
         pop     r8
@@ -375,6 +388,22 @@ gate:
         pop     rax
         lock dec dword ptr [rip + gate_inside]
         jmp     [rax]
+
+/* eax: 0 if the thread that took Frida's agent in has ended, with which the agent is out again, or if it is not known. */
+frida_is_there:
+        xor     eax, eax
+        mov     esi, [rip + fridas_tid]
+        test    esi, esi
+        jz      1f
+        mov     edi, [rip + own_pid]
+        xor     edx, edx
+        mov     eax, SYS_TGKILL
+        syscall
+        mov     ecx, eax
+        xor     eax, eax
+        cmp     ecx, -ESRCH
+        setne   al
+1:      ret
 
 /* CLOCK_MONOTONIC in milliseconds, the low 32 bits. */
 now_ms:
@@ -445,4 +474,5 @@ gate_inside:            .long 0         /* 0xb9c */
 gate_in_use:            .long 0         /* 0xba0: modules call it */
 ask_locks:              .long 0         /* 0xba4 */
 asked_locks:            .long 0         /* 0xba8 */
-own_pid:                .long 0
+own_pid:                .long 0         /* 0xbac */
+fridas_tid:             .long 0         /* 0xbb0 */

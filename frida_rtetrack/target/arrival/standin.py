@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -17,6 +18,7 @@ from frida_rtetrack.target.arrival.loadergate import Gate
 from frida_rtetrack.target.arrival.modules import Memory
 from frida_rtetrack.target.arrival.region import GONE, GUARDED, SETTLED, Region
 from frida_rtetrack.target.arrival.stopwatch import is_stopped, stopped_meanwhile
+from frida_rtetrack.target.arrival.threadwatch import ThreadWatch
 from frida_rtetrack.target.arrival.waits import tracer_of
 
 AVAILABLE = platform.machine() == "x86_64"
@@ -28,7 +30,7 @@ ANSWER_S = 2.0
 FRIDA_GONE_S = 3.0
 _HELPER_S = 30.0
 _HEARTBEAT_S = 0.25
-"""The gate opens by itself after two seconds without one, the stand-in leaves after ten."""
+"""The gate opens by itself after two seconds without one, the stand-in leaves after ten; if Frida is gone by then (standin.S)."""
 _MOST_BYTES = 1 << 24
 _FRIDAS_MEMORY = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rwxp 00000000 00:00 0 *$", re.MULTILINE)
 
@@ -47,6 +49,7 @@ class StandIn:
         self._region = Region(Memory(pid), address)
         self._gate = Gate(self._region)
         self._fridas = frozenset[int]()
+        self._arrival: ThreadWatch | None = None
         self._before = _executable_memory(pid)
         self._over = threading.Event()
         self._lock = threading.Lock()
@@ -98,9 +101,25 @@ class StandIn:
         except OSError:
             return None
 
+    def expect_frida(self) -> None:
+        """Frida is about to come: from the first moment on the program is to know by which thread. Raises TargetEnded."""
+        try:
+            self._arrival = ThreadWatch(self.pid, self.tid, self._tell_of_frida)
+        except OSError:
+            raise TargetEnded(f"Process {self.pid} ended while it was being attached to.") from None
+
+    def _tell_of_frida(self, tid: int) -> None:
+        with contextlib.suppress(OSError):
+            self._region.note_frida(tid)
+
     def note_frida(self) -> None:
         """Frida has just come, and nothing else: what it has mapped is to be gone before the stand-in goes."""
+        self._end_arrival()
         self._fridas = _executable_memory(self.pid) - self._before
+
+    def _end_arrival(self) -> None:
+        if self._arrival is not None:
+            self._arrival.finish()
 
     def is_held(self) -> bool:
         """Whether somebody traces it."""
@@ -145,6 +164,7 @@ class StandIn:
 
     def dismiss(self, *, frida_was_here: bool) -> None:
         """Sends it away, once Frida has given back what it had mapped through it. Nothing of it remains."""
+        self._end_arrival()
         deadline = time.monotonic() + FRIDA_GONE_S
         if frida_was_here:
             while self._fridas & _executable_memory(self.pid) and time.monotonic() < deadline:
