@@ -13,6 +13,7 @@ from typing import Any
 import frida
 
 from frida_rtetrack.errors import AgentFailed, AgentTimeout, TargetEnded
+from frida_rtetrack.target.descriptors import closing_socket
 from frida_rtetrack.target.engine import agent_script
 
 CALL_SECONDS = 20.0
@@ -93,11 +94,20 @@ def hang_up(pid: int) -> None:
     """
     for name in os.listdir("/proc/self/fd"):
         try:
-            with socket.socket(fileno=os.dup(int(name))) as found:
-                if found.family == socket.AF_UNIX and _peer(found) == pid:
+            with closing_socket(os.dup(int(name))) as found:
+                if found and found.family == socket.AF_UNIX and _peer(found) == pid and _is_fridas(found):
                     found.shutdown(socket.SHUT_RDWR)
         except OSError:
-            pass  # no socket, or not connected
+            pass  # not connected, or closed meanwhile
+
+
+def _is_fridas(found: socket.socket) -> bool:
+    """Whether Frida made the connection: this process may have others to the program, to its telemetry for example.
+
+    An agent connects by a name (frida-core, lib/payload: an abstract socket), or has one end of a socket pair, which has none.
+    """
+    name = found.getsockname()
+    return name.startswith(b"\0/frida-") if isinstance(name, bytes) else name == found.getpeername() == ""
 
 
 def _peer(found: socket.socket) -> int:

@@ -26,7 +26,7 @@ from frida_rtetrack.target.arrival.ptrace import (
 from frida_rtetrack.target.arrival.region import FUNCTIONS, GONE, OPTIONAL_FUNCTIONS, Region
 from frida_rtetrack.target.arrival.safepoint import Judge, Unsafe
 from frida_rtetrack.target.arrival.unwind import NoEnd, NotKnownYet, StackCopy, StackTooDeep, Unwinder
-from frida_rtetrack.target.arrival.waits import WAITS, Wait, begin_again, tracer_of
+from frida_rtetrack.target.arrival.waits import WAITS, Wait, begin_again, has_socket_limit, tracer_of
 
 STOP_S = 3.0
 """For a thread to stop, on a busy machine; one that has just gone into vfork does when its child has executed something."""
@@ -135,7 +135,9 @@ class Arrival:
 
     def _limit_would_start_anew(self, tid: int, wait: Wait) -> bool:
         """A wait with a time limit that the kernel does not continue is taken at its beginning, if it has one in time."""
-        if not wait.limit_would_start_anew or time.monotonic() - self._begun > FRESH_WAIT_S:
+        if time.monotonic() - self._begun > FRESH_WAIT_S:
+            return False
+        if not wait.limit_would_start_anew and not has_socket_limit(self.pid, wait):
             return False
         seen = self._fresh.setdefault(tid, wait.switches)
         self.why = "it is in the middle of a wait with a time limit"

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import socket
+import struct
 from dataclasses import dataclass
 
 from frida_rtetrack.target.arrival.ptrace import NO_SYSTEM_CALL, Registers, TracedThread
+from frida_rtetrack.target.descriptors import closing_socket
 
 FUTEX = 202
 
@@ -36,6 +41,11 @@ EINTR_WAITS = {
     0: "",
 }
 """Of those, the ones that a mere stop can end with EINTR (signal(7)), with the register that has their time limit."""
+
+_ON_SOCKETS = frozenset({0, 19, 45, 47, 43, 288})
+"""Of those, the ones that wait for a socket as long as SO_RCVTIMEO says: the descriptor is their first argument."""
+_SYS_PIDFD_GETFD = 438
+_TIME = struct.Struct("ll")  # struct timeval
 
 _ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 _IN_MILLISECONDS = (232, 281)  # epoll_wait, epoll_pwait: an int, -1 for none; the others point to their limit
@@ -75,6 +85,34 @@ class Wait:
             return False
         limit = self.arguments[_ARGUMENTS.index(register)]
         return limit & 0xFFFF_FFFF != 0xFFFF_FFFF if self.call in _IN_MILLISECONDS else limit != 0
+
+
+def has_socket_limit(pid: int, wait: Wait) -> bool:
+    """Whether it is a wait for a socket that has a time limit of its own (SO_RCVTIMEO). The kernel begins that again after a
+    stop; and in the last tick of its timer (4 ms) a stop even ends it, with EAGAIN.
+    """
+    if wait.call not in _ON_SOCKETS:
+        return False
+    try:
+        with closing_socket(_copy_of_descriptor(pid, wait.arguments[0])) as there:
+            if there is None:
+                return False
+            return there.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIME.size) != bytes(_TIME.size)
+    except OSError:
+        return False  # the process has ended
+
+
+def _copy_of_descriptor(pid: int, descriptor: int) -> int:
+    """pidfd_getfd(2): a descriptor of ours for what `descriptor` is in the process. Raises OSError."""
+    process = os.pidfd_open(pid)
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        copy: int = libc.syscall(_SYS_PIDFD_GETFD, process, ctypes.c_int(descriptor & 0xFFFF_FFFF), 0)
+        if copy < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return copy
+    finally:
+        os.close(process)
 
 
 def begin_again(pid: int, tid: int, thread: TracedThread, registers: Registers) -> Registers:
