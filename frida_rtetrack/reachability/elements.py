@@ -149,10 +149,18 @@ def _follow(memory: ProcessMemory, first: int, heap: int) -> Chain:
             element.heap != heap
             or element.prev != before
             or len(sizes) > MOST_ELEMENTS
-            or (element.next and element.next <= at)
+            or not _follows(at + element.size, element.next)
         ):
             raise _Changed
         sizes.append(element.size)
         free.append(element.state & 7 == _FREE)
         before, at = at, element.next
     return Chain(heap, first, np.array(sizes, np.uint64), np.array(free, np.bool_))
+
+
+def _follows(end: int, following: int) -> bool:
+    """Whether the element at `following` (0: none) can be the next of one that ends at `end`.
+
+    It begins there, or behind a hole: memory is added to a heap, and given back, in whole pages.
+    """
+    return following in (0, end) or (following > end and end % PAGE_BYTES == following % PAGE_BYTES == 0)

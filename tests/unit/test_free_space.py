@@ -14,7 +14,7 @@ from made_up import START
 
 from frida_rtetrack.errors import NotLive
 from frida_rtetrack.reachability.elements import HEADER_BYTES, chains
-from frida_rtetrack.reachability.memory import ProcessMemory
+from frida_rtetrack.reachability.memory import PAGE_BYTES, ProcessMemory
 from frida_rtetrack.reporters import recorded
 from frida_rtetrack.reports.freespace import CLASSES, FreeSpace, SpaceWatch, heap_space
 from frida_rtetrack.stream.events import EVENT_DTYPE, Kind
@@ -105,7 +105,22 @@ def test_a_chain_that_does_not_fit_together_is_told_as_not_read(heap: Heap) -> N
         assert chains(memory, [first + HEADER_BYTES], []) == ([], False)
         heap.element(second, first, third, FREE, 0, 8192, heap=HEAP + 1)
         assert chains(memory, [first + HEADER_BYTES], []) == ([], False)
+        for torn in (8192 + 192, 8192 - 192):  # as when an element is cut up, or joined with the next, meanwhile
+            heap.element(second, first, third, FREE, 0, torn)
+            assert chains(memory, [first + HEADER_BYTES], []) == ([], False)
         assert chains(memory, [3, 1 << 63, heap.start + 64 + HEADER_BYTES], [heap.start + 192]) == ([], True)
+
+
+def test_a_heap_may_have_holes_of_whole_pages(heap: Heap) -> None:
+    first = (heap.start + PAGE_BYTES - 1) // PAGE_BYTES * PAGE_BYTES
+    second = first + 3 * PAGE_BYTES
+    with ProcessMemory(os.getpid()) as memory:
+        heap.element(first, 0, second, FREE, 0, PAGE_BYTES)
+        heap.element(second, first, 0, BUSY, 0, 2 * PAGE_BYTES)
+        (chain,), whole = chains(memory, [], [first])
+        assert (whole, chain.sizes.tolist()) == (True, [PAGE_BYTES, 2 * PAGE_BYTES])
+        heap.element(first, 0, second, FREE, 0, PAGE_BYTES + 64)
+        assert chains(memory, [], [first]) == ([], False)
 
 
 def test_it_is_looked_at_when_an_allocation_fails_once_a_second_at_the_most() -> None:
