@@ -190,9 +190,12 @@ def _hold(pid: int) -> tuple[str, Callable[[], None] | None]:
 
 
 def _put_back(pid: int, entry: int, original: bytes) -> None:
-    with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
-        memory.seek(entry)
-        memory.write(original)
+    try:
+        with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+            memory.seek(entry)
+            memory.write(original)
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # it has ended
 
 
 if __name__ == "__main__":

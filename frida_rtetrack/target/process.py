@@ -332,6 +332,14 @@ def maps_session(pid: int) -> bool:
         return False
 
 
+def lives_without_session(pid: int) -> bool:
+    """Whether the process lives on and has no session memory mapped: a tracked one has executed another program.
+
+    One that ends has given its memory back some time before it is gone; a long time, if that was large.
+    """
+    return not (maps_session(pid) or is_ending(pid))  # in this order: one that ends meanwhile is ending
+
+
 def heap_identity(pid: int) -> str | None:
     """What tells one DPDK heap from another: the shared configuration file that the process has mapped, or None."""
     try:

@@ -188,6 +188,7 @@ def test_a_stripped_static_program_says_what_to_do_and_works_with_symbol(runner:
     assert told.summary["verify"] == {"missing": [], "unexpected": []}
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_attaching_under_full_load_takes_a_right_baseline_every_time(runner: Runner, engine: str) -> None:
     load = runner.start_load(2, seconds=600)
@@ -397,6 +398,7 @@ def test_a_free_of_another_processs_block_is_no_accusation(runner: Runner, hugep
         process.finish()
 
 
+@pytest.mark.alone
 def test_processes_of_different_heaps_are_not_taken_for_one(runner: Runner) -> None:
     first, second = (runner.start_load(1) for _ in range(2))
     tracked = runner.attach(first.pid, options=[second.pid], wait=False)
