@@ -116,18 +116,13 @@ def naming_what_ran_out() -> Iterator[None]:
     """Has what runs out of resources end in OutOfResources, wherever it does. A decorator, too."""
     try:
         yield
-    except RtetrackError as error:
-        what = _of_message(str(error))
-        if what is None:
-            raise
-        raise OutOfResources(f"rtetrack-frida ran out of {what}.") from error
     except (OSError, MemoryError, RuntimeError) as error:
         what = "memory" if isinstance(error, MemoryError) else _RAN_OUT.get(getattr(error, "errno", None) or 0)
         what = what or ("threads" if "can't start new thread" in str(error) else None)
         if what is None:
             raise
         raise OutOfResources(f"rtetrack-frida ran out of {what}.") from error
-    except Exception as error:  # of Frida's own classes, not all of which are mapped to ours
+    except Exception as error:  # Frida's own classes, and ours that quote them
         if (what := _of_message(str(error))) is None:
             raise
         raise OutOfResources(f"rtetrack-frida ran out of {what}.") from error

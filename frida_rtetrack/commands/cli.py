@@ -252,9 +252,16 @@ class _Run:
             self._reporter.arrived()
             self._take_early_signals()
             self._stay(duration, None)
+            threading.Thread(target=self._look_names_up, daemon=True).start()
             self._host.detach()
             self._status = self._conclude(self._host) or 0
         return self._status
+
+    def _look_names_up(self) -> None:
+        """While Frida leaves: if that takes too long, the last words have no time for the names of what they tell."""
+        assert self._host is not None
+        with contextlib.suppress(RtetrackError):
+            self._host.top()
 
     def _stay(self, duration: float | None, terminal: ProgramTerminal | None) -> None:
         assert self._host is not None

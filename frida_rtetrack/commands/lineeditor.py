@@ -14,18 +14,17 @@ from prompt_toolkit.patch_stdout import patch_stdout
 
 HISTORY = Path("~/.rtetrack_frida_history")
 
-__all__ = ["Interrupted", "line_editor", "patch_stdout"]
-
-
-class Interrupted(Exception):
-    """Ctrl-C at the prompt."""
+__all__ = ["line_editor", "patch_stdout"]
 
 
 def line_editor(
-    message: Callable[[], str], words: Mapping[str, Iterable[str]], paths_after: Iterable[str]
+    message: Callable[[], str],
+    words: Mapping[str, Iterable[str]],
+    paths_after: Iterable[str],
+    on_interrupt: type[Exception],
 ) -> PromptSession[str]:
-    """Reads lines behind `message()`, and raises Interrupted. `words`: what completes a line, and what may follow it;
-    behind those in `paths_after` a path may."""
+    """Reads lines behind `message()`. `words`: what completes a line, and what may follow it; behind those in
+    `paths_after` a path may; `on_interrupt`: what Ctrl-C raises."""
     completer = NestedCompleter.from_nested_dict({word: set(more) or None for word, more in words.items()})
     for word in paths_after:
         completer.options[word] = PathCompleter(expanduser=True)
@@ -34,7 +33,7 @@ def line_editor(
         history=_history(),
         completer=completer,
         complete_while_typing=False,
-        interrupt_exception=Interrupted,  # a KeyboardInterrupt would end the event loop
+        interrupt_exception=on_interrupt,  # a KeyboardInterrupt would end the event loop
     )
 
 

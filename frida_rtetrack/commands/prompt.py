@@ -49,6 +49,10 @@ COMMANDS = (
 """Each is a method of Prompt, `_dump` and so on, whose docstring is its usage and what it does."""
 
 
+class _Interrupted(Exception):
+    """Ctrl-C at the prompt."""
+
+
 def usages() -> list[str]:
     """A line for each command: how it is typed, and what it does."""
     return [str(getattr(Prompt, f"_{name}").__doc__) for name in COMMANDS]
@@ -85,13 +89,15 @@ class Prompt:
         from frida_rtetrack.commands import lineeditor
 
         words = {**{name: () for name in self._commands}, "top": ORDERS}
-        session = lineeditor.line_editor(self._message, words, paths_after=("dump", "record"))
+        session = lineeditor.line_editor(
+            self._message, words, paths_after=("dump", "record"), on_interrupt=_Interrupted
+        )
         if self._terminal is not None:
             terminal = self._terminal
             session.app.before_render += lambda app: terminal.match_size()
             terminal.on_unfinished = session.app.invalidate
         with lineeditor.patch_stdout(raw=True):
-            asyncio.run(self._read_commands(session, duration, lineeditor.Interrupted))
+            asyncio.run(self._read_commands(session, duration))
 
     def _message(self) -> str:
         """The prompt, below the line that the program has begun and not finished: its own prompt, for example."""
@@ -101,9 +107,7 @@ class Prompt:
         columns = shutil.get_terminal_size().columns
         return f"{visible(unfinished)[-(columns - 1) :]}\nrtetrack> "
 
-    async def _read_commands(
-        self, session: PromptSession[str], duration: float | None, interrupted: type[Exception]
-    ) -> None:
+    async def _read_commands(self, session: PromptSession[str], duration: float | None) -> None:
         loop = asyncio.get_running_loop()
         over = asyncio.Event()
 
@@ -123,7 +127,7 @@ class Prompt:
                 break
             try:
                 await loop.run_in_executor(None, self.execute, line.result())
-            except interrupted:
+            except _Interrupted:
                 self._interrupt()
             except EOFError:
                 await loop.run_in_executor(None, self.execute, "quit")

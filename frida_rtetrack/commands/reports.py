@@ -49,10 +49,6 @@ from frida_rtetrack.symbols.visible import visible
 Option = Callable[[Callable[..., None]], Callable[..., None]]
 
 
-def _output_options(command: Callable[..., None]) -> Callable[..., None]:
-    return _output_options_with(20)(command)
-
-
 def _output_options_with(limit: int) -> Option:
     """`limit`: what is shown where nothing is said."""
 
@@ -66,6 +62,9 @@ def _output_options_with(limit: int) -> Option:
         return command
 
     return add
+
+
+_output_options = _output_options_with(20)
 
 
 def _tell(lines: Iterable[str], document: Callable[[], dict[str, Any]], *, as_json: bool, output: Path | None) -> None:

@@ -58,7 +58,7 @@ struct row_resizes { /* blocktable.RESIZE_DTYPE: zeros, and not written, where `
 _Static_assert(sizeof(struct row) == 48 && sizeof(struct row_free) == 64 && sizeof(struct row_resizes) == 8, "blocktable.py");
 _Static_assert(sizeof(struct event) == 32, "events.EVENT_DTYPE");
 
-struct table { /* kernel.Table: open addressing, linear probing, at most half full; a slot holds a row + 1, or 0 */
+struct table { /* mapkernel.Table: open addressing, linear probing, at most half full; a slot holds a row + 1, or 0 */
     struct row *rows; /* `capacity` of each of these three */
     struct row_free *frees;
     struct row_resizes *resizes;
@@ -66,7 +66,7 @@ struct table { /* kernel.Table: open addressing, linear probing, at most half fu
     uint64_t used, capacity, mask, shift;
 };
 
-struct resize { /* kernel.RESIZE_DTYPE: one that has started, of a block that was live */
+struct resize { /* mapkernel.RESIZE_DTYPE: one that has started, of a block that was live */
     uint64_t address, size_bytes, sequence; /* the block's sequence */
     uint64_t started;                       /* number of the event */
     uint64_t thread;
@@ -74,7 +74,7 @@ struct resize { /* kernel.RESIZE_DTYPE: one that has started, of a block that wa
 
 enum stop { ALL_TAKEN = 0, NEEDS_ROOM = 1, FOR_THE_RULES = 2 };
 
-struct run { /* kernel.Run */
+struct run { /* mapkernel.Run */
     struct resize *resizes; /* OPEN_RESIZES of them, the first `open` of which are open */
     uint16_t *resize_of;    /* by thread (THREADS of them): its resize + 1, 0 for none, or WITH_THE_RULES */
     uint64_t open;

@@ -20,7 +20,7 @@ from frida_rtetrack.tracking.eal import allocated_in
 
 @runtime_checkable
 class Suppression(Protocol):
-    """Names what is left out: gate.Suppression."""
+    """Names what is left out: cigate.Suppression."""
 
     kind: str
 
