@@ -23,13 +23,10 @@ demo: setup native programs ## build a program with planted bugs, track it and s
 	$(BIN)/rtetrack-frida spawn --dump-file build/demo-dump.csv --summary build/demo-summary.json $(PROGRAMS)/demo
 	@$(BIN)/python tests/programs/demo_verdict.py build/demo-summary.json
 
-# What loads the machine itself, and counts that nothing stands still meanwhile.
-ALONE := $(addprefix tests/integration/test_, $(addsuffix .py, arrival attach_load stress testpmd))
-
 test: check native programs source-programs ## everything: ruff, mypy, pytest
 	$(BIN)/pytest -n 2 tests/unit $(PYTEST_OPTIONS)
-	$(BIN)/pytest -n 2 --dist loadgroup tests/integration $(addprefix --ignore=,$(ALONE)) $(PYTEST_OPTIONS)
-	$(BIN)/pytest $(ALONE) $(PYTEST_OPTIONS)
+	$(BIN)/pytest -n 2 --dist loadgroup -m 'not alone' tests/integration $(PYTEST_OPTIONS)
+	$(BIN)/pytest -m alone tests/integration $(PYTEST_OPTIONS)
 
 check: setup ## ruff and mypy only
 	$(BIN)/ruff check .

@@ -355,10 +355,11 @@ def main(
     deadline = time.monotonic() + seconds
     try:
         for name in itertools.cycle(loads or EVERY_LOAD):
-            done = sum(row.rounds for row in work.rows.values())
+            done, before = sum(row.rounds for row in work.rows.values()), work.rows[name].rounds
             if time.monotonic() >= deadline or (rounds and done >= rounds):
                 break
             work.turn(name, min(turn, rounds - done) if rounds else turn, deadline)
+            print(f"{time.strftime('%H:%M:%S')} {name}: {done + work.rows[name].rounds - before} rounds", flush=True)
     except KeyboardInterrupt:
         pass
     finally:

@@ -127,8 +127,14 @@ class Testpmd:
     def _read(self) -> None:
         since = time.monotonic()
         while self.process.alive:
-            self._socket.send(b"/ethdev/stats,0")
-            packets = int(json.loads(self._socket.recv(1 << 16))["/ethdev/stats"]["ipackets"])
+            try:
+                self._socket.send(b"/ethdev/stats,0")
+                answer = self._socket.recv(1 << 16)
+            except OSError:
+                answer = b""
+            if not answer:
+                return  # it has been told to quit
+            packets = int(json.loads(answer)["/ethdev/stats"]["ipackets"])
             now = time.monotonic()
             if packets != self.packets:
                 self._longest_s = max(self._longest_s, now - since)

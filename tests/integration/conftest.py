@@ -21,12 +21,18 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["RUNTIME_DIRECTORY"] = folder  # eal_create_runtime_dir in DPDK
 
 
+ALONE = {"test_arrival", "test_attach_load", "test_leaving", "test_stress", "test_testpmd"}
+"""Files whose tests all load the machine, or count that nothing stands still. In others, single tests are marked."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With `-n N --dist loadgroup` each file is run by one worker, and all that take hugepages by the same one, first:
     they take longest."""
     with_hugepages = {item.path for item in items if "hugepages" in getattr(item, "fixturenames", ())}
     items.sort(key=lambda item: item.path not in with_hugepages)
     for item in items:
+        if item.path.stem in ALONE:
+            item.add_marker(pytest.mark.alone)
         item.add_marker(pytest.mark.xdist_group("hugepages" if item.path in with_hugepages else item.path.stem))
 
 

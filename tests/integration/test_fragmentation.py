@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from tracked import Process, Runner, eventually
 
 from frida_rtetrack import Host
@@ -66,6 +67,7 @@ def runner_target_of(runner: Runner) -> int:
     return other.pid
 
 
+@pytest.mark.alone
 def test_a_busy_heap_is_read_without_a_wrong_figure(runner: Runner) -> None:
     program = runner.start_load(2)
     whole = 0

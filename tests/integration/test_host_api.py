@@ -29,6 +29,20 @@ with Host.attach(int(sys.argv[1])) as host:
 print(host.summary().ending.why)
 """
 
+LEFT = """
+import sys
+from frida_rtetrack import Host
+from frida_rtetrack.errors import BadUsage
+
+with Host.attach(int(sys.argv[1])) as host:
+    try:
+        host.resume()
+    except BadUsage as error:
+        print(error)
+    host.leave()
+    print(host.wait_for_exit().why)
+"""
+
 SPAWN = """
 import sys
 from frida_rtetrack import Host
@@ -82,6 +96,15 @@ def test_attach_dump_stats_and_questions(runner: Runner) -> None:
     assert (allocations, bad_frees, lost) == (2, 1, 0)
     assert (any_bytes, bad, found, why) == ("True", "DUPLICATE free_twice", "True", "detached")
     assert not foreign_mappings(program.pid)
+    assert program.finish() == 0
+
+
+def test_a_program_that_was_attached_to_and_left_runs(runner: Runner) -> None:
+    program = runner.start_ready("waiter")
+    path, arguments = script(runner, LEFT, program.pid)
+    api = runner.python(path, *arguments)
+    assert api.finish() == 0, api.stderr
+    assert api.stdout.splitlines() == ["The program was attached to: it runs.", "running"]
     assert program.finish() == 0
 
 

@@ -199,13 +199,13 @@ def test_send_ctrl_c_reaches_the_program_as_from_its_terminal(runner: Runner) ->
     assert terminal.status() == 5
 
 
-def test_the_programs_terminal_has_the_size_of_ours_also_when_that_changes(spawned: Terminal) -> None:
+def test_the_programs_terminal_has_the_size_of_ours_also_when_that_changes(spawned: Terminal, runner: Runner) -> None:
     def size() -> tuple[int, int]:
         with open(f"/proc/{pid}/fd/0", "rb", buffering=0) as stream:
             rows, columns = struct.unpack("HHHH", fcntl.ioctl(stream, termios.TIOCGWINSZ, bytes(8)))[:2]
             return int(rows), int(columns)
 
-    pid = int(subprocess.run(["pgrep", "-n", "-x", "waiter"], capture_output=True, text=True).stdout)
+    (pid,) = (pid for pid in runner.marked() if Path(f"/proc/{pid}/comm").read_text() == "waiter\n")
     assert size() == (40, 200)
     spawned.child.send("sta")
     spawned.child.setwinsize(24, 71)

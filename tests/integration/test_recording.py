@@ -55,6 +55,7 @@ def test_a_replay_says_what_the_session_said(runner: Runner, argv: tuple[str, ..
     check(path)
 
 
+@pytest.mark.alone
 def test_what_was_attached_to_replays_with_its_baseline_and_its_pause(runner: Runner) -> None:
     script, path = runner.folder / "script.py", runner.folder / "recording"
     script.write_text(SCRIPT)
