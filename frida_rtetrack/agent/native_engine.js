@@ -45,8 +45,8 @@ class NativeEngine {
     this.removeModule(this.unwinder, uint64(module.base.toString()));
   }
 
-  // A redirect of 5 bytes first: it overwrites the fewest instructions that a thread may be in the middle of, and fits
-  // where the ordinary one of 16 does not (rte_free is 10 bytes long).
+  // Our own redirect first: no thread can be in the middle of what it overwrites. It fits where the ordinary one of 16 bytes
+  // does not (rte_free is 10 bytes long), too, as Frida's of 5 bytes does.
   hook(name, address, optimized) {
     const { api } = FUNCTIONS[name];
     const replacement = this.code.address('hook_' + name);
@@ -69,7 +69,7 @@ class NativeEngine {
       return how;
     }
     if (name === 'rte_eal_cleanup') { // its return must stay untouched: what it frees is unwound through it
-      this.listeners.push(Interceptor.attach(address, { onEnter: this.code.address('cleanup_started') }));
+      this.attach(address, { onEnter: this.code.address('cleanup_started') });
       return 'attach';
     }
     return api === undefined ? null : this.listen(address, api);
@@ -77,9 +77,16 @@ class NativeEngine {
 
   listen(address, api) {
     if (!this.layoutKnown) this.learnCallLayout();
-    this.listeners.push(Interceptor.attach(address,
-      { onEnter: this.code.address('listener_enter'), onLeave: this.code.address('listener_leave') }, ptr(api)));
+    this.attach(address, { onEnter: this.code.address('listener_enter'), onLeave: this.code.address('listener_leave') }, ptr(api));
     return 'attach';
+  }
+
+  attach(address, callbacks, data) {
+    let where = address;
+    try {
+      where = this.redirects.listen(address);
+    } catch (_) {} // at its entry, then
+    this.listeners.push(Interceptor.attach(where, callbacks, data));
   }
 
   learnCallLayout() {

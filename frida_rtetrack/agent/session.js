@@ -195,6 +195,7 @@ class Session {
       if (how !== null) hooked.push({ function: name, module: module.path, address: address.toString(), how });
     }
     Interceptor.flush();
+    this.redirects.flush();
     this.heap.find(module);
     if (this.options.followFork) this.followChildren(1); // with what is known now
     this.hooks.push(...hooked);
@@ -241,6 +242,7 @@ class Session {
     this.engine.stop();
     this.code.native('agent_stop', 'void', [])();
     this.code.dispose();
+    this.redirects.dispose();
     unmap(this.memory, this.options.sessionBytes);
     unmap(this.tables, this.tablesBytes);
     if (!this.hostReads && reason !== 'exit') this.gate.close(); // Frida unloads the agent next, and the host is gone

@@ -8,7 +8,9 @@ function libc(name, result, args) {
 
 const PROT_READ_WRITE = 3, PROT_READ_EXEC = 5, PROT_READ_WRITE_EXEC = 7, MAP_SHARED = 1, MAP_PRIVATE_ANONYMOUS = 0x22;
 const MADV_DONTNEED = 4, MADV_DONTFORK = 10, MADV_DONTDUMP = 16, MADV_WIPEONFORK = 18, MADV_POPULATE_WRITE = 23;
+const MAP_FIXED_NOREPLACE = 0x100000; // a hint only before Linux 4.17
 const MAP_FAILED = ptr(-1);
+const OUT_OF_THE_WAY = ptr('0x6f0000000000'); // of the program's memory and what is near its code: a hint
 
 const system = {
   mmap: libc('mmap', 'pointer', ['pointer', 'size_t', 'int', 'int', 'int', 'int64']),
@@ -30,13 +32,24 @@ function ourMemory() {
 // Maps memory of our own. PROT_NONE first, then unlock, then open up: under mlockall(MCL_FUTURE), which testpmd does,
 // a plain mmap would make the kernel fill all of it at once.
 function map(bytes, flags, fd, advices) {
-  const { value: address, errno } = system.mmap(NULL, bytes, 0, flags, fd, 0);
+  const { value: address, errno } = system.mmap(OUT_OF_THE_WAY, bytes, 0, flags, fd, 0);
   if (address.equals(MAP_FAILED)) throw new Error(`cannot map ${bytes} bytes in the program (errno ${errno})`);
   system.munlock(address, bytes);
   system.mprotect(address, bytes, PROT_READ_WRITE);
   for (const advice of advices) system.madvise(address, bytes, advice);
   mapped.set(address.toString(), bytes);
   return address;
+}
+
+// Maps memory of our own for code at `address`, and forks have it too; null where something else is, or it cannot be.
+function mapAt(address, bytes) {
+  const { value } = system.mmap(address, bytes, PROT_READ_EXEC, MAP_PRIVATE_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+  if (value.equals(address)) {
+    mapped.set(address.toString(), bytes);
+    return address;
+  }
+  if (!value.equals(MAP_FAILED)) system.munmap(value, bytes);
+  return null;
 }
 
 // Unlocks memory that is the same as its file, and has it read again where it is used again.
@@ -52,9 +65,20 @@ function unmap(address, bytes) {
 
 // Writes 64-bit words (the last one first) over code at `address`, each in one store. Returns 1, or 0 where it is not allowed.
 function writeCode(address, words) {
-  const page = address.and(ptr(Process.pageSize - 1).not()), length = address.add(8 * words.length).sub(page).toUInt32();
+  return whileWritable(address, 8 * words.length, () => {
+    for (let i = words.length - 1; i >= 0; i--) address.add(8 * i).writeU64(words[i]);
+  });
+}
+
+// The same for code that no thread runs yet.
+function writeBytes(address, bytes) {
+  return whileWritable(address, bytes.length, () => address.writeByteArray(bytes));
+}
+
+function whileWritable(address, bytes, write) {
+  const page = address.and(ptr(Process.pageSize - 1).not()), length = address.add(bytes).sub(page).toUInt32();
   if (system.mprotect(page, length, PROT_READ_WRITE_EXEC).value !== 0) return 0;
-  for (let i = words.length - 1; i >= 0; i--) address.add(8 * i).writeU64(words[i]);
+  write();
   system.mprotect(page, length, PROT_READ_EXEC);
   return 1;
 }
