@@ -25,6 +25,7 @@ import frida
 from frida_rtetrack.errors import AgentFailed, NoSuchProgram, TargetEnded
 from frida_rtetrack.target import execgate, process
 from frida_rtetrack.target.agentlink import SESSION_OPTIONS
+from frida_rtetrack.target.arrival import linger
 
 LAUNCH_SECONDS = 30.0
 _WALL = 0x40000000  # linux/wait.h: also what is traced and no child of ours
@@ -200,6 +201,7 @@ def launch(path: str, argv: Sequence[str], *, terminal: int | None = None, keep_
             held = _hold_at_entry(pid, path, ready, go)
         else:
             _hold_by_gating(pid, path, ready, go)
+        linger.start_once()
         try:
             session = frida.get_local_device().attach(pid, **SESSION_OPTIONS)
         except BaseException:

@@ -31,7 +31,7 @@ from frida_rtetrack.errors import (
 from frida_rtetrack.target import footprint, process, undoing
 from frida_rtetrack.target.addressspace import AddressSpace
 from frida_rtetrack.target.agentlink import SESSION_OPTIONS, AgentLink, GivenUp, hang_up, limited
-from frida_rtetrack.target.arrival import fridacalls
+from frida_rtetrack.target.arrival import fridacalls, linger
 from frida_rtetrack.target.arrival.standin import AVAILABLE as arrival_is_known_here
 from frida_rtetrack.target.arrival.standin import StandIn
 from frida_rtetrack.target.arrival.stopwatch import StopWatch, is_stopped, stopped_meanwhile
@@ -161,6 +161,7 @@ class Target:
     def _come_into(cls, pid: int) -> tuple[frida.Session, StandIn | None]:
         if not arrival_is_known_here:
             return cls._attach(pid), None
+        linger.start_once()
         standin = StandIn.arrive(pid)
         watch: StopWatch | None = None
         try:
