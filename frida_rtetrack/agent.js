@@ -43,6 +43,7 @@ rpc.exports = {
   },
 
   state: () => session.state(),
+  moveOn: () => session.moveOn(),
   pause: () => session.pause(),
   resume: () => session.resume(),
 

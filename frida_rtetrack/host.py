@@ -173,6 +173,7 @@ class Host(Questions):
         self.observer.step("reading what lives in DPDK's heap")
         self._group.look()
         self._session.heap.view.sharing_untracked = process.sharing_the_heap(running)
+        self._group.wait_for_calls_under_way()
         self.baseline()
 
     def join(self, pid: int | str) -> None:

@@ -9,6 +9,8 @@ const RING_STEP_BYTES = 1 << 20;
 const RING_LOOK_MS = 5;
 const EXEC_WAIT_S = 6; // EXEC_LIMIT_NS in native/execs.c
 const UNLOAD_GRACE_S = 0.2; // for a thread between a hook's last instruction and the program's code
+const MOVED_ON_NS = 1000000; // of its own time: then a thread has come out of a call that was not hooked yet
+const MOVE_ON_LIMIT_NS = 2000000000;
 
 // Touches the ring's pages before the program's threads come to them, and not much sooner: a program that allocates little
 // is not made larger by a ring that it does not fill.
@@ -207,6 +209,11 @@ class Session {
       redirected: this.redirected };
   }
 
+  // Waits until nobody is in the middle any more of what our hooks do not see, or of what they change. Returns for how many not.
+  moveOn() {
+    return this.code.native('threads_move_on', 'uint64', ['uint64', 'uint64'])(MOVED_ON_NS, MOVE_ON_LIMIT_NS).toNumber();
+  }
+
   pause() {
     this.record(0);
     return this.mark(MARK.PAUSED, 0);
@@ -258,6 +265,7 @@ class Session {
     while (inside() > 0) Thread.sleep(0.01);
     for (let waited = 0; execsInside() > 0 && waited < EXEC_WAIT_S; waited += 0.01) Thread.sleep(0.01); // one may have been killed in it
     Thread.sleep(UNLOAD_GRACE_S);
+    this.moveOn();
     while (inside() > 0) Thread.sleep(0.01);
   }
 }

@@ -128,6 +128,7 @@ extern int *__errno_location(void);
 #define SYS_MREMAP 25
 #define SYS_MADVISE 28
 #define SYS_FACCESSAT 269
+#define SYS_GETDENTS64 217
 #else /* the numbers that arm64, riscv64 and loongarch64 share */
 #define SYS_GETTID 178
 #define SYS_NANOSLEEP 101
@@ -145,6 +146,7 @@ extern int *__errno_location(void);
 #define SYS_MREMAP 216
 #define SYS_MADVISE 233
 #define SYS_FACCESSAT 48
+#define SYS_GETDENTS64 61
 #endif
 
 #endif

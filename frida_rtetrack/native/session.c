@@ -9,6 +9,7 @@
 #include "threads.c"
 #include "forks.c"
 #include "clock.c"
+#include "progress.c"
 #include "ring.c"
 #include "stacks.c"
 #include "labels.c"

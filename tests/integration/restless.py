@@ -96,13 +96,13 @@ class Restless:
                 found.append(Actor(_text(name), rounds, wrong, _text(what)))
         return found
 
-    def assert_well(self) -> None:
+    def assert_well(self, stuck_s: float = STUCK_S) -> None:
         """It lives, every actor makes progress, and none has seen anything wrong."""
         before = self.actors()
-        deadline = time.monotonic() + STUCK_S
+        deadline = time.monotonic() + stuck_s
         while any(now.rounds <= then.rounds for now, then in zip(self.actors(), before, strict=True)):
             assert self.process.alive, f"it ended with status {self.process.finish()}: {self.process.stderr}"
-            assert time.monotonic() < deadline, f"stuck: {before}, {STUCK_S} s later {self.actors()}"
+            assert time.monotonic() < deadline, f"stuck: {before}, {stuck_s} s later {self.actors()}"
             time.sleep(0.005)
         assert self.process.alive
         assert not [actor for actor in self.actors() if actor.wrong], self.actors()

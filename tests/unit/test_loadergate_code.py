@@ -18,7 +18,7 @@ from frida_rtetrack.target.arrival import region
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the code is for x86-64")
 
 AT_ONCE_S = 0.3
-PATIENCE_S = 2.0
+PATIENCE_S = 3.0
 
 Gated = ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_long, ctypes.c_long, ctypes.c_long, ctypes.c_long)
 

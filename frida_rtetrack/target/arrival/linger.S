@@ -181,7 +181,7 @@ linger:
 
         .balign 8
 all_signals:    .quad -1
-time_left:      .quad 2, 0              /* struct timespec */
+time_left:      .quad 1, 0              /* struct timespec */
 fridas_name:    .ascii "\0/frida-"
 name:           .asciz "rtetrack-linger"
 length:         .long 0

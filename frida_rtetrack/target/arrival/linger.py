@@ -1,4 +1,4 @@
-"""Where this process is killed, its connections to Frida's agents stay open for two seconds more.
+"""Where this process is killed, its connections to Frida's agents stay open for a second more.
 
 An agent whose connection ends while it is being opened, or while it answers, runs into assertions of Frida's that end the
 program, or waits for ever (docs/frida-notes.md). Whoever is killed cannot wait. So another process shares the table of open
@@ -28,7 +28,7 @@ _started: dict[int, int] = {}  # by who started it, which a fork is not
 
 
 def start_once() -> None:
-    """Has somebody there who stays for those two seconds; where there can be nobody, Frida's connections end with this process."""
+    """Has somebody there who stays for that second; where there can be nobody, Frida's connections end with this process."""
     if platform.machine() != "x86_64":
         return
     with _lock:

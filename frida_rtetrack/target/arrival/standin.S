@@ -36,8 +36,8 @@
         .set SETTLED, 2
         .set GONE, 3
         .set MS, 1000000
-        .set GATE_PATIENCE_MS, 2000     /* without a sign of life from the host, where Frida is not there either */
-        .set FRIDA_PATIENCE_MS, 8000    /* where it is: it leaves by itself, which takes a moment on a machine that is overloaded */
+        .set GATE_PATIENCE_MS, 3000     /* without a sign of life from the host, where Frida is not there either */
+        .set FRIDA_PATIENCE_MS, 20000   /* where it is: it leaves by itself, which takes a moment on a machine that is overloaded */
         .text
 region:
 /* ---- the lender ---- */
@@ -313,7 +313,7 @@ lost:   mov     r8, rdx
 
 /*
  * ---- the gate: what modules of the program call instead of dlopen, fork and the like while Frida comes or leaves ----
- * They wait until it opens, or the host has given no sign of life for two seconds and Frida is gone too. Frida's threads, known
+ * They wait until it opens, or the host has given no sign of life for three seconds and Frida is gone too. Frida's threads, known
  * by their signal mask, go through, and so does a forked child, in which nobody would ever open it.
  */
         .macro  gate name

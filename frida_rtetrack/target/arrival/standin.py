@@ -30,7 +30,7 @@ ANSWER_S = 2.0
 FRIDA_GONE_S = 3.0
 _HELPER_S = 30.0
 _HEARTBEAT_S = 0.25
-"""The gate opens by itself after two seconds without one, the stand-in leaves after ten; if Frida is gone by then (standin.S)."""
+"""The gate opens by itself after three seconds without one, the stand-in leaves after ten; if Frida is gone by then (standin.S)."""
 _MOST_BYTES = 1 << 24
 _FRIDAS_MEMORY = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rwxp 00000000 00:00 0 *$", re.MULTILINE)
 
