@@ -6,7 +6,8 @@
 const GATE_ROUNDS = 3, GATE_PAUSE_S = 0.004, GATE_LOCKS_S = 2, STANDIN_GONE = 3;
 
 class Gate {
-  // `told`: addresses of what stands in the region, and the words through which modules call: [word, function, gate] each.
+  // `told`: addresses of what stands in the region, and the words through which modules call: [word, gate, what it may say while
+  // the gate is open...] each.
   // Null where there is no stand-in.
   constructor(told) {
     this.told = told;
@@ -19,7 +20,7 @@ class Gate {
     const memory = libc('open', 'int', ['pointer', 'int'])(Memory.allocUtf8String('/proc/self/mem'), 0x80002).value; // O_RDWR | O_CLOEXEC
     if (memory < 0) return;
     closed.writeU32(1);
-    for (const [word, before, gate] of this.told.words.map(addresses => addresses.map(ptr))) this.lead(memory, word, before, gate);
+    for (const [word, gate, ...open] of this.told.words.map(addresses => addresses.map(ptr))) this.lead(memory, word, gate, open);
     system.close(memory);
     for (let round = 0; round < GATE_ROUNDS; round++) {
       Thread.sleep(GATE_PAUSE_S);
@@ -29,10 +30,11 @@ class Gate {
     }
   }
 
-  // Only a word that says what it said: its module may have been unloaded since, or it was never called through.
-  lead(memory, word, before, gate) {
+  // Only a word that says what it said: its module may have been unloaded since.
+  lead(memory, word, gate, open) {
     try {
-      if (!word.readPointer().equals(before)) return;
+      const now = word.readPointer();
+      if (!open.some(address => now.equals(address))) return;
     } catch (_) {
       return;
     }

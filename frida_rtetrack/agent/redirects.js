@@ -2,7 +2,7 @@
 
 const JUMP_BYTES = 5; // e9 and a 32-bit displacement
 const CS_PREFIX = 0x2e;
-const FAR_JUMP_BYTES = 14; // jmp [rip + 0], and the address
+const FAR_JUMP_BYTES = 14; // with the address behind it
 const STUB_BYTES = 256;
 const ORIGINAL_AT = 128; // in a stub, behind what the jump leads to
 const FRIDA_JUMP_BYTES = 16; // at most, of a hook that Frida writes
@@ -154,8 +154,8 @@ class Redirects {
         jump.set(new Uint8Array(target.add(first).readByteArray(4 - free)), first);
         const lowest = end.add(displacement.getInt32(0, true));
         place = this.landings.reserve(lowest, lowest.add(Math.pow(2, 8 * free) - 1));
-        if (place === null) continue;
-        writeBytes(place, [0xff, 0x25, 0, 0, 0, 0, ...new Uint8Array(new BigUint64Array([BigInt(stub.toString())]).buffer)]);
+        const address = new Uint8Array(new BigUint64Array([BigInt(stub.toString())]).buffer);
+        if (place === null || !writeBytes(place, [0xff, 0x25, 0, 0, 0, 0, ...address])) continue; // jmp [rip + 0]
       }
       displacement.setInt32(0, place.sub(end).toInt32(), true);
       return jump;

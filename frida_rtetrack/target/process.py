@@ -29,6 +29,8 @@ SESSION_NAME = "rtetrack-session"
 _AGENT = "/memfd:frida-agent"
 _ELF_MACHINES = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64", 21: "ppc64", 258: "loongarch64"}
 TRACER_PATIENCE_S = 1.0
+LEAVING_SECONDS = 5.0
+"""In which the agent of a host that was killed has left."""
 MOST_DIGITS = 20
 """More than a pid has; Python makes no number of 5,000."""
 _PT_INTERP = 3
@@ -184,12 +186,12 @@ def check_attachable(pid: int) -> None:
             f"Process {pid} belongs to another user (uid {owner}).", "Run rtetrack-frida as that user or as root."
         )
     try:
-        maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
+        Path(f"/proc/{pid}/maps").read_text(errors="replace")
     except PermissionError:
         raise not_permitted(pid) from None
     except OSError:
         raise NoSuchProcess(f"There is no process {pid}.") from None
-    if f"/memfd:{SESSION_NAME}" in maps and _AGENT in maps:  # a host has the first mapped, too
+    if _is_tracked(pid):
         raise AlreadyTracked(f"Process {pid} is already being tracked by another rtetrack-frida.")
     check_executable(f"/proc/{pid}/exe", f"Process {pid} ({process_name(pid)})")
 
@@ -330,6 +332,34 @@ def maps_session(pid: int) -> bool:
         return f"/memfd:{SESSION_NAME}" in Path(f"/proc/{pid}/maps").read_text(errors="replace")
     except OSError:
         return False
+
+
+def _is_tracked(pid: int) -> bool:
+    """Whether the process has an agent of ours, of a host that lives. The agent of one that was killed leaves, and is waited for."""
+    first, deadline = _heartbeat(pid), time.monotonic() + LEAVING_SECONDS
+    while maps_session(pid) and agents(pid):  # a host has the first mapped, too
+        if _heartbeat(pid) != first or time.monotonic() > deadline:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def _heartbeat(pid: int) -> bytes:
+    """When the host of a process that is tracked last gave a sign of life, as it stands in the session memory."""
+    from frida_rtetrack.stream.events import HEADER_DTYPE  # numpy
+
+    assert HEADER_DTYPE.fields is not None
+    offset = HEADER_DTYPE.fields["heartbeat_ns"][1]
+    try:
+        with open(f"/proc/{pid}/maps", errors="replace") as maps:
+            beginning = next(
+                line for line in maps if f"/memfd:{SESSION_NAME}" in line and line.split()[2] == "00000000"
+            )
+        with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+            memory.seek(int(beginning.split("-")[0], 16) + offset)
+            return memory.read(8)
+    except (OSError, StopIteration):
+        return b""
 
 
 def lives_without_session(pid: int) -> bool:

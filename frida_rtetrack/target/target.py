@@ -32,6 +32,7 @@ from frida_rtetrack.target import footprint, process, undoing
 from frida_rtetrack.target.addressspace import AddressSpace
 from frida_rtetrack.target.agentlink import SESSION_OPTIONS, AgentLink, GivenUp, hang_up, limited
 from frida_rtetrack.target.arrival import fridacalls, linger
+from frida_rtetrack.target.arrival.earlier import wait_for_earlier_agent
 from frida_rtetrack.target.arrival.standin import AVAILABLE as arrival_is_known_here
 from frida_rtetrack.target.arrival.standin import StandIn
 from frida_rtetrack.target.arrival.stopwatch import StopWatch, is_stopped, stopped_meanwhile
@@ -44,6 +45,8 @@ AGENT_GONE_SECONDS = 2.0
 FORGOTTEN_SECONDS = 1.0
 """An agent that is still there after so long was presumably not told to leave, and is hung up on: that is half a second
 before a signal's patience ends."""
+EARLIER_AGENT_SECONDS = 5.0
+"""For the agent of a host that was killed just now; one that is still there then is at rest."""
 AGENT_THREAD = "gum-js-loop"
 """The name of the thread that the agent's script runs on."""
 GONE_TOO_SECONDS = 0.3
@@ -151,6 +154,7 @@ class Target:
     @classmethod
     def attach(cls, pid: int) -> Target:
         """Attaches Frida to the running process `pid`, through a thread of our own in it. Raises RtetrackError."""
+        wait_for_earlier_agent(pid, EARLIER_AGENT_SECONDS)
         before = process.agents(pid)
         session, standin = cls._come_into(pid)
         target = cls(pid, session, tuple(process.command_line(pid)), None, standin)

@@ -19,13 +19,16 @@ from tracked import Accusations, Runner, eventually, foreign_mappings
 from frida_rtetrack import Host, Options
 from frida_rtetrack.errors import ArrivalRefused, NoSafeMoment
 from frida_rtetrack.target import process
+from frida_rtetrack.target.arrival.modules import AddressMap, Memory
 
 ROUNDS = int(os.environ.get("RTETRACK_ARRIVAL_ROUNDS", "60")) // len(LOADS)
 """Of attaching and leaving, for each load."""
 
-KILLS = int(os.environ.get("RTETRACK_ARRIVAL_KILLS", "8"))
+KILLS = int(os.environ.get("RTETRACK_ARRIVAL_KILLS", "6"))
 KILL_WITHIN_S = 1.5
 """One round of coming and leaving takes so long, on a machine that has other work."""
+GATED_S = 25.0
+"""Who loads a library or forks waits so long, at most, for an agent that leaves without a host (standin.S: FRIDA_PATIENCE_MS)."""
 
 
 @pytest.mark.timeout(120 + 20 * ROUNDS)
@@ -64,7 +67,7 @@ def test_forked_children_of_a_spawned_program_wait_for_nothing(runner: Runner, m
         program.assert_well()
 
 
-@pytest.mark.timeout(120 + 10 * KILLS)
+@pytest.mark.timeout(120 + 30 * KILLS)
 def test_kill_9_of_the_host_at_any_moment_of_coming_and_leaving_is_survived(runner: Runner) -> None:
     script = runner.folder / "come_and_go.py"
     script.write_text(
@@ -76,18 +79,64 @@ def test_kill_9_of_the_host_at_any_moment_of_coming_and_leaving_is_survived(runn
     )
     for _, actors in zip(range(KILLS), itertools.cycle(LOADS.values()), strict=False):
         program = Restless(runner, *actors)
-        host = runner.python(script, program.pid)
-        host.wait_for("^begins$")
-        time.sleep(random.uniform(0, KILL_WITHIN_S))
-        host.send_signal(signal.SIGKILL)
-        host.wait()
-        program.assert_well()
-        time.sleep(0.2)  # in which Frida's agent leaves by itself
-        program.assert_well()
-        eventually(lambda pid=program.pid: "rtetrack-session" not in Path(f"/proc/{pid}/maps").read_text())
+        for _ in range(2):
+            host = runner.python(script, program.pid)
+            host.wait_for("^begins$")
+            time.sleep(random.uniform(0, KILL_WITHIN_S))
+            host.send_signal(signal.SIGKILL)
+            host.wait()
+            program.assert_well(GATED_S)
+            eventually(lambda pid=program.pid: "rtetrack-session" not in Path(f"/proc/{pid}/maps").read_text())
+            time.sleep(0.2)  # in which Frida's agent leaves by itself
+            program.assert_well(GATED_S)
         Host.attach(program.pid).close()
         program.assert_well()
         program.process.send_signal(signal.SIGKILL)
+
+
+def test_an_agent_closes_the_gate_of_a_program_whose_last_host_was_killed_too(runner: Runner) -> None:
+    program = Restless(runner, "wait", "loads")
+    led_to = []
+    for _ in range(2):
+        kill_one_that_tracks(runner, program.pid)
+        eventually(lambda: not foreign_mappings(program.pid))
+        led_to.append(calls_through(program.pid, "dlopen"))
+        program.assert_well(GATED_S)
+    assert led_to[0] != led_to[1]
+
+
+def test_who_comes_right_after_a_host_was_killed_waits_for_its_agent(runner: Runner) -> None:
+    program = Restless(runner, "compute", "signals", "malloc")
+    for _ in range(4):
+        kill_one_that_tracks(runner, program.pid)
+        with Host.attach(program.pid):
+            program.assert_well()
+    program.assert_well()
+    assert foreign_mappings(program.pid) == []
+
+
+def kill_one_that_tracks(runner: Runner, pid: int) -> None:
+    script = runner.folder / "stay.py"
+    script.write_text(
+        "import sys, time\n"
+        "from frida_rtetrack import Host\n"
+        "host = Host.attach(int(sys.argv[1]))\n"
+        "print('tracks', flush=True)\n"
+        "time.sleep(100)\n"
+    )
+    host = runner.python(script, pid)
+    host.wait_for("^tracks$")
+    host.send_signal(signal.SIGKILL)
+    host.wait()
+
+
+def calls_through(pid: int, function: str) -> int:
+    """Where the program's own calls of a function of a library go."""
+    memory = Memory(pid)
+    program = AddressMap(memory).program
+    assert program is not None
+    [(_, where)] = program.imports([function])
+    return memory.word(where)
 
 
 def test_the_stand_in_leaves_by_itself_when_its_host_was_killed(runner: Runner) -> None:

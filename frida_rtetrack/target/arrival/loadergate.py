@@ -41,8 +41,16 @@ class Gate:
 
     def for_agent(self) -> dict[str, Any]:
         """What the agent needs to close it if the host is gone, as of the last `close`. Raises OSError."""
-        words = [[hex(where), hex(self._region.function(name)), hex(self._gates[name])] for name, where in self._words]
-        return {name: hex(address) for name, address in self._region.gate_words().items()} | {"words": words}
+        words = [[where, self._gates[name], *self._open_words(name, where)] for name, where in self._words]
+        told = [[hex(address) for address in addresses] for addresses in words]
+        return {name: hex(address) for name, address in self._region.gate_words().items()} | {"words": told}
+
+    def _open_words(self, name: str, where: int) -> set[int]:
+        """What may be at `where` while the gate is open: what was there, the gate of a host that was killed for example, or the
+        function itself, which the dynamic linker writes there at the first call.
+        """
+        before, _ = self._slots.get(where, (0, 0))
+        return {self._region.function(name), before} - {0}
 
     def close(self) -> None:
         """Nobody but Frida comes into the dynamic linker or forks from now on, and nobody is at it.

@@ -140,6 +140,11 @@ class Region:
         self.memory.write(self.address + _FRIDAS_TID, struct.pack("<I", tid))
 
     @property
+    def fridas_tid(self) -> int:
+        """The thread that was noted, 0 for none; it may have ended. Raises OSError."""
+        return self._number(_FRIDAS_TID)
+
+    @property
     def inside_gate(self) -> int:
         """Threads that stand in the gate."""
         return self._number(_GATE_INSIDE)
