@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import threading
 import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -121,9 +122,11 @@ class Questions:
         Raises DumpError where the file cannot be written.
         """
         where = None if path is None else path_of(path)
+        dumper = self._session.dumper
+        threading.Thread(target=dumper.look_names_up, name="names", daemon=True).start()
         self.sync()
-        live = self.tracking.live()
-        return self._session.dumper.write(where, live), len(live)
+        live = dumper.live()
+        return dumper.write(where, live), len(live)
 
     def dump_soon(self, why: str) -> None:
         """Has the dump file written with the heap as it is now, without waiting for it (SIGRTMIN to the host)."""

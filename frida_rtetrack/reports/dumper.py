@@ -19,6 +19,7 @@ from frida_rtetrack.tracking.trackedheap import TrackedHeap
 
 BAD_FREE_DUMP_SECONDS = 1.0
 WAITING_AT_MOST = 32
+_FIELDS = ("address", "size_bytes", "stack", "label", "baseline")
 """Dumps asked for and not begun; what is asked for beyond that is not written: the one before it is about as new."""
 
 
@@ -78,12 +79,21 @@ class Dumper(Subscriber):
         """Has the heap as it is now written, without waiting for it; the observer is told."""
         if self._waiting >= WAITING_AT_MOST:
             return  # each holds a copy of the live set
-        live = self._heap.map.live()
+        live = self.live()
         self._waiting += 1
         self._later("dump", lambda: self._write_and_tell(live, why))
 
+    def live(self) -> NDArray[np.void]:
+        """A copy of what a dump says of the live blocks, shape (n,)."""
+        return self._heap.map.live(_FIELDS)
+
+    def look_names_up(self) -> None:
+        """Of some stacks of the map, which takes the longest for the first of each module: a dump is about to be written."""
+        for stack in self._heap.map.some_stacks():
+            self._names.stack_text(stack)
+
     def write(self, path: Path | None, live: NDArray[np.void]) -> Path:
-        """Writes these blocks, BLOCK_DTYPE (n,), to `path`, or where they always go. Raises DumpError."""
+        """Writes these blocks, shape (n,), fields as `live` has them, to `path`, or where they always go. Raises DumpError."""
         path = dump_place(self._path) if path is None else path
         live["label"][live["baseline"] & (live["label"] == 0)] = BASELINE_LABEL
         write_dump(path, live, self._names.label, self._names.stack_text)

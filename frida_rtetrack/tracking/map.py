@@ -52,6 +52,10 @@ __all__ = [
 ]
 
 
+SAMPLE = 4096
+"""Rows that are looked at where some will do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Peak:
     """The high watermark: the first moment of most live bytes."""
@@ -323,6 +327,12 @@ class TrackingMap:
         """A copy of all live blocks, BLOCK_DTYPE (n,) of those `fields` alone, in no particular order; it is the caller's."""
         with self._lock:
             return self._table.blocks(self._table.live_rows(), fields)
+
+    def some_stacks(self) -> list[int]:
+        """Numbers of stacks that blocks were allocated at: of a sample of at most SAMPLE rows."""
+        with self._lock:
+            stacks = self._table.stack[: self._table.used : 1 + self._table.used // SAMPLE].copy()
+        return [int(stack) for stack in np.unique(stacks) if stack]
 
     def live_set(self) -> LiveSet:
         """What is live at this moment, to be compared with DPDK's heap when that has been read."""
