@@ -187,8 +187,9 @@ def ending(summary: Summary) -> str:
         return f"{name} exited with status {end.exit_status}."
     if end.signal is not None:
         return f"{name} was killed by {end.signal_name}."
+    stays = f"; some {end.stays_mib:g} MiB of memory stay in it" if end.stays_mib else ""
     return {
-        "detached": f"{name} was detached and runs on; some 0.2 MiB of memory stay in it (33 MiB where it has locked all).",
+        "detached": f"{name} was detached and runs on{stays}.",
         "replaced": f"{name} replaced itself with another program (exec); the tracking ended there (--follow-fork goes on).",
         "gone": f"{name} has ended.",
     }.get(end.why, f"{name} is running.")

@@ -47,6 +47,8 @@ FORGOTTEN_SECONDS = 1.0
 before a signal's patience ends."""
 EARLIER_AGENT_SECONDS = 5.0
 """For the agent of a host that was killed just now; one that is still there then is at rest."""
+STAYS_MIB, STAYS_LOCKED_MIB = 0.2, 33.0
+"""docs/costs.md; the latter of a program that has locked all its memory (mlockall)."""
 AGENT_THREAD = "gum-js-loop"
 """The name of the thread that the agent's script runs on."""
 GONE_TOO_SECONDS = 0.3
@@ -63,6 +65,8 @@ class Ending:
     signal: int | None
     why: str
     """exited, killed, detached, replaced (exec), gone (ended, but how is not known) or running (it was left)."""
+    stays_mib: float = 0.0
+    """Memory that it has more of than before, where it was detached: roughly."""
 
     @property
     def signal_name(self) -> str:
@@ -121,6 +125,7 @@ class Target:
         self.gated = gated
         self._standin = standin
         self._settled = False
+        self._has_locked = False
         self._loaded = threading.Event()
         """Not set while an agent is being loaded: Frida must not leave meanwhile."""
         self._loaded.set()
@@ -262,7 +267,8 @@ class Target:
         if self._standin is not None:
             self._standin.settle()
         try:
-            if footprint.has_locked_memory(self.pid):
+            self._has_locked = footprint.has_locked_memory(self.pid)
+            if self._has_locked:
                 self.call("release_locked", footprint.needlessly_resident(self.pid))
         except OSError:
             pass  # it has ended
@@ -363,7 +369,7 @@ class Target:
     def ending(self, *, let_go: bool) -> Ending:
         """How it ended, or that it runs on. `let_go`: it was detached at the user's wish."""
         if let_go and not self.is_gone():
-            return Ending(None, None, "detached")
+            return Ending(None, None, "detached", STAYS_LOCKED_MIB if self._has_locked else STAYS_MIB)
         if self.replaced and not self.is_gone():
             return Ending(None, None, "replaced")
         if not self.wait_gone(REAP_SECONDS) or self.gated is None:
