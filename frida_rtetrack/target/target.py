@@ -272,6 +272,7 @@ class Target:
                 self.call("release_locked", footprint.needlessly_resident(self.pid))
         except OSError:
             pass  # it has ended
+        footprint.release_own()
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Calls the agent. Raises RtetrackError."""
