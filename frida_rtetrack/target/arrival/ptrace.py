@@ -173,15 +173,20 @@ class TracedThread:
     def raise_kept(self, pid: int, seconds: float) -> int:
         """Sends the stopped thread the signals that were kept, and stops it at the first: to be given to `detach`.
 
-        It comes with what was known of it (siginfo); those behind it without. Returns 0 if there is none.
+        It comes with what was known of it (siginfo); those behind it without. Returns 0 if there is none, or if it blocks
+        them now: what came in sigsuspend, and the like, waits until that is begun again.
         """
-        if not self._kept:
+        kept, self._kept = self._kept, []
+        if not kept:
             return 0
-        number, info = self._kept[0]
-        for other, _ in self._kept:
-            self._libc.syscall(_SYS_TGKILL, pid, self.tid, other)
-        self._kept.clear()
+        for number, _ in kept:
+            self._libc.syscall(_SYS_TGKILL, pid, self.tid, number)
         self.keeps_signals = False
+        blocked = self.signal_mask()
+        kept = [(number, info) for number, info in kept if not blocked >> number - 1 & 1]
+        if not kept:
+            return 0
+        number, info = kept[0]
         self._do(_CONT)
         deadline = time.monotonic() + seconds
         while (status := self._wait(deadline)) >> 16:
