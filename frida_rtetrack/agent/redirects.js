@@ -7,11 +7,13 @@ const STUB_BYTES = 256;
 const ORIGINAL_AT = 128; // in a stub, behind what the jump leads to
 const FRIDA_JUMP_BYTES = 16; // at most, of a hook that Frida writes
 const MOST_PLACES = 64; // that are tried for a landing
+const LARGEST_STACK = 0x40000000; // that a main thread without a limit is expected to have
 
 // Memory at given addresses, each for a jump of FAR_JUMP_BYTES.
 class Landings {
   constructor() {
     this.pages = new Map(); // address -> addresses of the jumps in it
+    this.mainStack = mainStack();
   }
 
   // A place for one between `lowest` and `highest`, both included; null where there is none.
@@ -31,6 +33,8 @@ class Landings {
 
   have(page) {
     if (this.pages.has(page.toString())) return true;
+    const { low, high } = this.mainStack;
+    if (page.add(Process.pageSize).compare(low) > 0 && page.compare(high) < 0) return false;
     const address = mapAt(page, Process.pageSize);
     if (address !== null) this.pages.set(page.toString(), []);
     return address !== null;
@@ -41,6 +45,15 @@ class Landings {
     for (const page of this.pages.keys()) unmap(ptr(page), Process.pageSize);
     this.pages.clear();
   }
+}
+
+// Where the main thread's stack is, and may grow to.
+function mainStack() {
+  const found = File.readAllText('/proc/self/maps').match(/^([0-9a-f]+)-([0-9a-f]+) .*\[stack\]$/m);
+  if (found === null) return { low: NULL, high: NULL };
+  const limit = File.readAllText('/proc/self/limits').match(/^Max stack size +(\d+)/m);
+  const high = ptr('0x' + found[2]);
+  return { low: high.sub(Math.min(limit === null ? LARGEST_STACK : Number(limit[1]), LARGEST_STACK)), high };
 }
 
 // A jump of 5 bytes, which changes the function's first instruction only and is written in one store. A thread may be held up
