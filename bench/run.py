@@ -157,11 +157,6 @@ def steady(rounds: int) -> list[dict[str, object]]:
     return [{"what": "10,000 pairs a second", "cpu_growth_percent_of_a_core": round(percent, 3), "cpu_seconds": shares}]
 
 
-def resident_kib() -> int:
-    """What is resident now, files' pages included."""
-    return sum(map(int, re.findall(r"^VmRSS:\s+(\d+)", Path("/proc/self/status").read_text(), re.MULTILINE)))
-
-
 def own_memory_kib() -> int:
     """What is resident now, without pages of files: Frida maps 40 MiB of its library whatever is tracked."""
     status = Path("/proc/self/status").read_text()
@@ -171,7 +166,7 @@ def own_memory_kib() -> int:
 def host_figures(blocks: int) -> list[dict[str, object]]:
     """Events a second that the host takes, its memory at `blocks` live, seconds of a dump and of an attach.
 
-    `most_mib` is the most there was until then, `memory_mib` what is there now: Frida's coming takes much for a moment.
+    `memory_mib` is there then, without pages of files; `most_mib`, with them, is the most there was: Frida's coming takes much for a moment.
     """
     import presence  # beside this file
     import streams
@@ -181,15 +176,15 @@ def host_figures(blocks: int) -> list[dict[str, object]]:
     program = [str(BUILD / "pairs"), "1", "1", "13", "64", str(blocks), "120", *EAL]
     program[program.index("-m") + 1] = str(max(512, blocks // 2500))
     rows: list[dict[str, object]] = []
-    before, own_before = resident_kib(), own_memory_kib()
+    before, most_before = own_memory_kib(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory() as folder:
         options = Options(dump_path=Path(folder) / "dump.txt")
         with Host.spawn(program, options) as host:
             while host.tracking.totals.allocations < blocks and host.ending is None:
                 time.sleep(0.2)
             live = host.tracking.live_blocks
-            grown, own = resident_kib() - before, own_memory_kib() - own_before
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+            grown = own_memory_kib() - before
+            most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most_before
             started = time.monotonic()
             host.dump()
             dumped = time.monotonic() - started
@@ -197,8 +192,7 @@ def host_figures(blocks: int) -> list[dict[str, object]]:
             difference = host.verify()
             verified = time.monotonic() - started
             host.kill()
-        rows.append({"what": "host", "live_blocks": live, "memory_mib": grown // 1024, "bytes_a_block": round(grown * 1024 / live), "own_bytes_a_block": round(own * 1024 / live),
-                     "most_mib": peak // 1024,
+        rows.append({"what": "host", "live_blocks": live, "memory_mib": grown // 1024, "bytes_a_block": round(grown * 1024 / live), "most_mib": most // 1024,
                      "dump_seconds": round(dumped, 2), "verify_seconds": round(verified, 2), "verify_empty": not difference})  # fmt: skip
         process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(4)
