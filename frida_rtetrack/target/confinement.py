@@ -42,6 +42,7 @@ NEEDED: dict[str, tuple[int, tuple[int, ...]]] = {
     "futex": (202, (4096, 128, 1)),
     "gettid": (186, ()),
     "tgkill": (234, (2, 2, 0)),
+    "getdents64": (217, (3, 4096, 2048)),
     "getpid": (39, ()),
     "exit": (60, (0,)),
 }

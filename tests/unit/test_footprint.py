@@ -8,6 +8,7 @@ import sys
 
 SCRIPT = """
 import frida
+from pathlib import Path
 from frida_rtetrack.target.footprint import release_own
 
 def resident():
