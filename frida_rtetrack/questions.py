@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import platform
-import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -123,9 +123,10 @@ class Questions:
         """
         where = None if path is None else path_of(path)
         dumper = self._session.dumper
-        threading.Thread(target=dumper.look_names_up, name="names", daemon=True).start()
-        self.sync()
-        live = dumper.live()
+        with ThreadPoolExecutor(1, "names") as meanwhile:
+            meanwhile.submit(dumper.look_names_up)
+            self.sync()
+            live = dumper.live()
         return dumper.write(where, live), len(live)
 
     def dump_soon(self, why: str) -> None:

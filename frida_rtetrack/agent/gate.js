@@ -6,9 +6,8 @@
 const GATE_ROUNDS = 3, GATE_PAUSE_S = 0.004, GATE_LOCKS_S = 2, STANDIN_GONE = 3;
 
 class Gate {
-  // `told`: addresses of what stands in the region, and the words through which modules call: [word, gate, what it may say while
-  // the gate is open...] each.
-  // Null where there is no stand-in.
+  // `told`: addresses of what stands in the region, and the words through which modules call: [word, gate, what it may say
+  // while the gate is open...] each. Null where there is no stand-in.
   constructor(told) {
     this.told = told;
   }

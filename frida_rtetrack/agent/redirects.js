@@ -13,7 +13,6 @@ const LARGEST_STACK = 0x40000000; // that a main thread without a limit is expec
 class Landings {
   constructor() {
     this.pages = new Map(); // address -> addresses of the jumps in it
-    this.mainStack = mainStack();
   }
 
   // A place for one between `lowest` and `highest`, both included; null where there is none.
@@ -33,7 +32,7 @@ class Landings {
 
   have(page) {
     if (this.pages.has(page.toString())) return true;
-    const { low, high } = this.mainStack;
+    const { low, high } = this.mainStack ??= mainStack();
     if (page.add(Process.pageSize).compare(low) > 0 && page.compare(high) < 0) return false;
     const address = mapAt(page, Process.pageSize);
     if (address !== null) this.pages.set(page.toString(), []);
@@ -70,7 +69,7 @@ class Redirects {
   // Has calls of `target` go to `replacement`; where the original is goes to `setOriginal` before the first can come.
   // Throws where the function does not allow it.
   replace(target, replacement, setOriginal) {
-    this.redirect(target, stub => stub.putJmpAddress(replacement), setOriginal);
+    this.prepare(target, stub => stub.putJmpAddress(replacement), setOriginal)();
   }
 
   // As `replace`, with the original's address written to the pointer `original`; says whether it was done.
@@ -116,10 +115,6 @@ class Redirects {
   // Frida has written its hooks. Throws where code cannot be written.
   flush() {
     for (const activate of this.pending.splice(0)) activate();
-  }
-
-  redirect(target, write, setOriginal) {
-    this.prepare(target, write, setOriginal)();
   }
 
   // Returns what leads the entry elsewhere.

@@ -19,8 +19,8 @@ from frida_rtetrack.tracking.trackedheap import TrackedHeap
 
 BAD_FREE_DUMP_SECONDS = 1.0
 WAITING_AT_MOST = 32
-_FIELDS = ("address", "size_bytes", "stack", "label", "baseline")
 """Dumps asked for and not begun; what is asked for beyond that is not written: the one before it is about as new."""
+_FIELDS = ("address", "size_bytes", "stack", "label", "baseline")
 
 
 class Dumper(Subscriber):
@@ -88,7 +88,7 @@ class Dumper(Subscriber):
         return self._heap.map.live(_FIELDS)
 
     def look_names_up(self) -> None:
-        """Of some stacks of the map, which takes the longest for the first of each module: a dump is about to be written."""
+        """Of a few stacks of the map, which takes the longest for the first of each module: a dump is about to be written."""
         for stack in self._heap.map.some_stacks():
             self._names.stack_text(stack)
 

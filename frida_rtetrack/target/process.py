@@ -186,7 +186,7 @@ def check_attachable(pid: int) -> None:
             f"Process {pid} belongs to another user (uid {owner}).", "Run rtetrack-frida as that user or as root."
         )
     try:
-        Path(f"/proc/{pid}/maps").read_text(errors="replace")
+        open(f"/proc/{pid}/maps").close()
     except PermissionError:
         raise not_permitted(pid) from None
     except OSError:
@@ -338,14 +338,15 @@ def _is_tracked(pid: int) -> bool:
     """Whether the process has an agent of ours, of a host that lives. The agent of one that was killed leaves, and is waited for."""
     first, deadline = _heartbeat(pid), time.monotonic() + LEAVING_SECONDS
     while maps_session(pid) and agents(pid):  # a host has the first mapped, too
-        if _heartbeat(pid) != first or time.monotonic() > deadline:
+        now = _heartbeat(pid)
+        if (now and now != first) or time.monotonic() > deadline:
             return True
         time.sleep(0.02)
     return False
 
 
 def _heartbeat(pid: int) -> bytes:
-    """When the host of a process that is tracked last gave a sign of life, as it stands in the session memory."""
+    """When the host of a process that is tracked last gave a sign of life, as it stands in the session memory; empty where that is gone."""
     from frida_rtetrack.stream.events import HEADER_DTYPE  # numpy
 
     assert HEADER_DTYPE.fields is not None

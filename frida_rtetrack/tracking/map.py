@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 
-SAMPLE = 4096
+SAMPLE = 16
 """Rows that are looked at where some will do."""
 
 

@@ -20,17 +20,20 @@ from frida_rtetrack.target.arrival.waits import begin_again
 
 RT_SIGSUSPEND = "130"
 SUSPENDED = """
-import ctypes, signal
+import ctypes, signal, sys
 signal.signal(signal.SIGALRM, lambda *_: None)
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
 print(ctypes.CDLL(None).sigsuspend((ctypes.c_ulong * 16)()), flush=True)
+sys.stdin.readline()
 """
 
 
 @pytest.fixture
 def suspended() -> Iterator[subprocess.Popen[str]]:
     """It lets SIGALRM come in sigsuspend only."""
-    process = subprocess.Popen([sys.executable, "-c", SUSPENDED], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SUSPENDED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     while not Path(f"/proc/{process.pid}/syscall").read_text().startswith(RT_SIGSUSPEND + " "):
         time.sleep(0.01)
     yield process
@@ -53,4 +56,5 @@ def test_a_signal_that_comes_in_sigsuspend_while_its_thread_is_stopped_is_not_la
     assert suspended.stdout.readline() == "-1\n"
     assert time.monotonic() - begun < lending.PATIENCE_S
     region.command(GONE)
-    assert suspended.wait(timeout=30) == 0
+    suspended.communicate("\n", timeout=30)
+    assert suspended.returncode == 0

@@ -38,3 +38,13 @@ def test_what_ends_has_executed_no_other_program(child: subprocess.Popen[bytes])
     assert not process.lives_without_session(child.pid)
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # as one that has given its memory back and is there yet
     assert not process.lives_without_session(child.pid)
+
+
+def test_a_session_that_goes_while_it_is_looked_at_is_no_sign_of_a_host_that_lives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there, beats = iter([True, False]), iter([b"earlier.", b""])
+    monkeypatch.setattr(process, "maps_session", lambda pid: next(there))
+    monkeypatch.setattr(process, "agents", lambda pid: frozenset({"1000-2000"}))
+    monkeypatch.setattr(process, "_heartbeat", lambda pid: next(beats))
+    assert not process._is_tracked(os.getpid())

@@ -6,24 +6,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from sanitized import built
 
 SOURCE = Path(__file__).resolve().parents[1] / "native" / "progress_check.c"
 
 
 @pytest.fixture(scope="module")
 def progress_check(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    program = tmp_path_factory.mktemp("progress") / "progress_check"
-    options = (
-        "-O1",
-        "-g",
-        "-w",
-        "-D_GNU_SOURCE",
-        "-pthread",
-        "-fsanitize=address,undefined",
-        "-fno-sanitize-recover=all",
-    )
-    subprocess.run(["gcc", *options, "-o", program, SOURCE], check=True)
-    return program
+    return built(SOURCE, tmp_path_factory.mktemp("progress"))
 
 
 def ask(program: Path, *, spinning: int, sleeping: int, own_ms: int, limit_ms: int) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sanitized import built
 
 from frida_rtetrack.stream import events
 from frida_rtetrack.stream.events import Api, Kind, Mark, StackEnd
@@ -23,19 +24,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "native" / "session_check.c"
 
 @pytest.fixture(scope="module")
 def session_check(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    program = tmp_path_factory.mktemp("session") / "session_check"
-    command = [
-        "gcc",
-        "-O1",
-        "-g",
-        "-w",
-        "-D_GNU_SOURCE",
-        "-pthread",
-        "-fsanitize=address,undefined",
-        "-fno-sanitize-recover=all",
-    ]
-    subprocess.run([*command, "-o", str(program), str(SOURCE)], check=True)
-    return program
+    return built(SOURCE, tmp_path_factory.mktemp("session"))
 
 
 def test_python_and_c_agree_on_every_size_offset_and_constant(session_check: Path) -> None:

@@ -6,17 +6,13 @@ while the other one's hooks are there.
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 
 from frida_rtetrack.target.arrival.modules import Memory
-from frida_rtetrack.target.arrival.region import CODE, GONE, Region
+from frida_rtetrack.target.arrival.region import CODE, GONE, Region, pages_for_code
 
-_RUNNABLE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rwxp 00000000 00:00 0 *$", re.MULTILINE)
-_PAGE_BYTES = 4096
 _BEGINNING = CODE[:64]
-_MOST_BYTES = 1 << 24
 _LOOK_S = 0.02
 
 
@@ -46,15 +42,8 @@ def _is_leaving(pid: int) -> bool:
 
 
 def _regions(pid: int, memory: Memory) -> list[Region]:
-    found = []
-    for low, high in _RUNNABLE.findall(Path(f"/proc/{pid}/maps").read_text(errors="replace")):
-        start, end = int(low, 16), int(high, 16)
-        if end - start > _MOST_BYTES:
-            continue  # somebody's JIT
-        data = memory.read_some(start, end - start)
-        pages = range(0, len(data), _PAGE_BYTES)
-        found += [Region(memory, start + at) for at in pages if data.startswith(_BEGINNING, at)]
-    return found
+    pages = pages_for_code(pid)
+    return [Region(memory, page) for page in pages if memory.read_some(page, len(_BEGINNING)) == _BEGINNING]
 
 
 def _has_thread(pid: int, tid: int) -> bool:

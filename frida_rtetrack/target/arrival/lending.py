@@ -5,7 +5,7 @@ that leads from a state in which it comes back by itself to another one:
 
 1. Code is written where the program has none (behind a module's functions, in the same page): `syscall`, and behind it
    the way back. 2. The lender is sent there; left alone, it unmaps what it got and takes its registers back. 3. It has done
-mmap(2): the region gets the stand-in's code and the whole state. 4. It is sent there; left alone, it waits two seconds
+mmap(2): the region gets the stand-in's code and the whole state. 4. It is sent there; left alone, it waits five seconds
 and takes its state back. 5. Extended state, signal mask and, last, registers are put back. The kernel then restarts an
 interrupted system call with the time that was left, or ends it for a signal that came meanwhile (it was kept), as if the
 thread had never been away.
@@ -68,9 +68,10 @@ def lend(
     thread.set_extended_state(extended_state)
     thread.set_signal_mask(mask)
     thread.set_registers(registers)
+    created = region.created  # before it may end
     thread.detach(came)
-    if region.created != 0:
-        raise CannotLend(f"it cannot create a thread (pthread_create: errno {region.created})")
+    if created != 0:
+        raise CannotLend(f"it cannot create a thread (pthread_create: errno {created})")
     return region
 
 

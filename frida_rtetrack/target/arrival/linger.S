@@ -155,9 +155,7 @@ linger:
 7:      test    r14d, r14d              /* every agent has gone */
         jz      9f
         mov     rdi, rsp
-        mov     esi, KEPT
-        cmp     r14d, esi
-        cmovb   esi, r14d
+        mov     esi, r14d
         lea     rdx, [rip + time_left]  /* which the kernel counts down */
         xor     r10d, r10d
         mov     eax, SYS_PPOLL

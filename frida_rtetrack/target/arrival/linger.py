@@ -2,7 +2,8 @@
 
 An agent whose connection ends while it is being opened, or while it answers, runs into assertions of Frida's that end the
 program, or waits for ever (docs/frida-notes.md). Whoever is killed cannot wait. So another process shares the table of open
-files (clone(2), CLONE_FILES): of the connections that there will be, too. At this one's end it closes all others at once.
+files (clone(2), CLONE_FILES): of the connections that there will be, too. At this one's end it closes all others at once. (Not at an exec of this one's, which
+takes it for still there.)
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ Offsets are those of standin.S. Nothing here needs ptrace(2): the host talks to 
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,6 +44,8 @@ _STANDIN_MASK = 0xA40
     _FRIDAS_TID,
 ) = (*(0xB00, 0xB40, 0xB80, 0xB90, 0xB98, 0xB9C, 0xBA0, 0xBA4, 0xBA8, 0xBAC, 0xBB0),)
 _EXTENDED_STATE = 0x1000
+_WRITABLE_CODE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rwxp 00000000 00:00 0 *$", re.MULTILINE)
+_MOST_CODE_BYTES = 1 << 24
 
 # Not to be blocked: faults (a blocked one ends the program) and SIGSETXID (33), which setuid() waits for every thread to take.
 _UNBLOCKED = (4, 5, 7, 8, 11, 31, 33)
@@ -168,3 +171,13 @@ def restarted(registers: Registers) -> Registers:
         return registers
     again = _RESTART[code]
     return registers.but(rip=registers["rip"] - 2, rax=registers["orig_rax"] if again is None else again)
+
+
+def pages_for_code(pid: int) -> frozenset[int]:
+    """Pages of anonymous memory that is writable and executable: the stand-in's region and Frida's loader lie in such."""
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
+    except OSError:
+        return frozenset()
+    ranges = ((int(low, 16), int(high, 16)) for low, high in _WRITABLE_CODE.findall(maps))
+    return frozenset(page for low, high in ranges for page in range(low, min(high, low + _MOST_CODE_BYTES), 4096))

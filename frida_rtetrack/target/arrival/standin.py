@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import re
 import subprocess
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 from frida_rtetrack.errors import ArrivalRefused, NoSafeMoment, TargetEnded
 from frida_rtetrack.target import ownprocess
 from frida_rtetrack.target.arrival.loadergate import Gate
 from frida_rtetrack.target.arrival.modules import Memory
-from frida_rtetrack.target.arrival.region import GONE, GUARDED, SETTLED, Region
+from frida_rtetrack.target.arrival.region import GONE, GUARDED, SETTLED, Region, pages_for_code
 from frida_rtetrack.target.arrival.stopwatch import is_stopped, stopped_meanwhile
 from frida_rtetrack.target.arrival.threadwatch import ThreadWatch
 from frida_rtetrack.target.arrival.waits import tracer_of
@@ -31,8 +29,6 @@ FRIDA_GONE_S = 3.0
 _HELPER_S = 30.0
 _HEARTBEAT_S = 0.25
 """The gate opens by itself after three seconds without one, the stand-in leaves after ten; if Frida is gone by then (standin.S)."""
-_MOST_BYTES = 1 << 24
-_FRIDAS_MEMORY = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rwxp 00000000 00:00 0 *$", re.MULTILINE)
 
 
 class StandIn:
@@ -50,7 +46,7 @@ class StandIn:
         self._gate = Gate(self._region)
         self._fridas = frozenset[int]()
         self._arrival: ThreadWatch | None = None
-        self._before = _executable_memory(pid)
+        self._before = pages_for_code(pid)
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._beater = threading.Thread(target=self._beat, name="stand-in", daemon=True)
@@ -115,7 +111,7 @@ class StandIn:
     def note_frida(self) -> None:
         """Frida has just come, and nothing else: what it has mapped is to be gone before the stand-in goes."""
         self._end_arrival()
-        self._fridas = _executable_memory(self.pid) - self._before
+        self._fridas = pages_for_code(self.pid) - self._before
 
     def _end_arrival(self) -> None:
         if self._arrival is not None:
@@ -167,7 +163,7 @@ class StandIn:
         self._end_arrival()
         deadline = time.monotonic() + FRIDA_GONE_S
         if frida_was_here:
-            while self._fridas & _executable_memory(self.pid) and time.monotonic() < deadline:
+            while self._fridas & pages_for_code(self.pid) and time.monotonic() < deadline:
                 time.sleep(0.005)
         self._open_gate()
         try:
@@ -181,13 +177,3 @@ class StandIn:
             pass
         self._beater.join(ANSWER_S)
         self._region.memory.close()
-
-
-def _executable_memory(pid: int) -> frozenset[int]:
-    """Pages of anonymous memory that is writable and executable: Frida's loader lies in such."""
-    try:
-        maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
-    except OSError:
-        return frozenset()
-    ranges = ((int(low, 16), int(high, 16)) for low, high in _FRIDAS_MEMORY.findall(maps))
-    return frozenset(page for low, high in ranges for page in range(low, min(high, low + _MOST_BYTES), 4096))
