@@ -85,7 +85,7 @@ class Curves:
     def growing(self, names: Names, *, without: Sequence[int] = ()) -> list[Growing]:
         """The call sites that grow, most bytes grown first. `without`: numbers of stacks that are left out."""
         count = len(self.at_ns)
-        first = int(count * _WARMING_UP)
+        first = self._first_judged()
         found = []
         for stack, at in self._blocks.items():
             blocks = np.array([at.get(number, 0) for number in range(count)])
@@ -101,6 +101,13 @@ class Curves:
                 )
             )
         return sorted(found, key=lambda each: -each.grown_bytes)
+
+    def _first_judged(self) -> int:
+        """By time: a host that was kept from looking has fewer moments there."""
+        if not self.at_ns:
+            return 0
+        begin, end = self.at_ns[0], self.at_ns[-1]
+        return int(np.searchsorted(self.at_ns, begin + (end - begin) * _WARMING_UP))
 
 
 def _only(curves: dict[int, dict[int, int]], moments: Sequence[int]) -> dict[int, dict[int, int]]:

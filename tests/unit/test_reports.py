@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -71,11 +72,11 @@ def test_a_difference_is_what_came_and_went(before: Moment, after: Moment) -> No
 # ---- growth
 
 
-def curves(*by_moment: dict[int, int]) -> Curves:
-    """Live blocks of 10 bytes by stack, a second apart."""
+def curves(*by_moment: dict[int, int], at: Sequence[int] | None = None) -> Curves:
+    """Live blocks of 10 bytes by stack, at these seconds; without them a second apart."""
     found = Curves()
     dtype = [("stack", "<u4"), ("blocks", "<u8"), ("bytes", "<u8"), ("oldest_ns", "<i8")]
-    for second, sites in enumerate(by_moment):
+    for second, sites in zip(at or range(len(by_moment)), by_moment, strict=True):
         found.add(second * 10**9, np.array([(s, n, 10 * n, 0) for s, n in sites.items()], dtype))
     return found
 
@@ -93,6 +94,9 @@ def test_what_only_ever_increases_is_growing_and_what_breathes_or_was_filled_onc
     assert (found[0].blocks, found[0].size_bytes, found[0].grown_bytes) == (44, 440, 290)
     assert found[0].bytes_per_second == pytest.approx(10.0)
     assert len(text.curve(found[0].curve)) == count
+    kept_from_looking = [*range(0, 30, 8), *range(30, 40)]
+    (site,) = curves(*({1: 5 + second} for second in kept_from_looking), at=kept_from_looking).growing(names)
+    assert site.grown_bytes == (44 - 21) * 10  # since second 16, the first after the warming up
     assert not Curves().growing(names)
     assert evenly(5, 5)[0] == evenly(5, 5)[-1] == 5
 
