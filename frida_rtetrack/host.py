@@ -7,8 +7,6 @@ do is theirs. It prints nothing: what happens is told to an Observer.
 from __future__ import annotations
 
 import os
-import platform
-import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -17,13 +15,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from frida_rtetrack.control import Control
 from frida_rtetrack.errors import AgentStays, BadUsage, NotLive, RtetrackError, naming_what_ran_out
 from frida_rtetrack.inspection import Inspection
 from frida_rtetrack.observer import Observer, QueuedObserver
 from frida_rtetrack.options import DEFAULT_DUMP_PATH, ENGINES, MAX_FRAMES, Options
 from frida_rtetrack.questions import SYNC_SECONDS, VERSION, Questions
 from frida_rtetrack.recording import file as recording_file
-from frida_rtetrack.recording.recorder import Recorder
+from frida_rtetrack.recording.keeper import RecordingKeeper
 from frida_rtetrack.reports.stats import Stats
 from frida_rtetrack.reports.summary import Start
 from frida_rtetrack.reports.unsaid import at_the_end as unsaid_at_the_end
@@ -35,7 +34,6 @@ from frida_rtetrack.target.agentoptions import (
     check_is,
     check_options,
     check_seconds,
-    check_signal,
     check_terminal,
     checked_list,
     path_of,
@@ -44,13 +42,12 @@ from frida_rtetrack.target.group import TargetGroup
 from frida_rtetrack.target.launch import launch
 from frida_rtetrack.target.sessionend import SessionEnd
 from frida_rtetrack.target.target import UNLOAD_SECONDS, Ending, Target
-from frida_rtetrack.tracking.heap import HeapDifference
 from frida_rtetrack.tracking.map import TrackingMap
 
 __all__ = ["DEFAULT_DUMP_PATH", "ENGINES", "MAX_FRAMES", "VERSION", "Host", "Observer", "Options", "Stats"]
 
 
-class Host(Questions):
+class Host(Questions, Control):
     """A target under tracking. Make one with `Host.spawn` or `Host.attach`; use it as a context manager.
 
     >>> with Host.attach(4711) as host:
@@ -82,12 +79,11 @@ class Host(Questions):
             options, symbols_of=dpdk.symbols_of, wanted=dpdk.NEEDED, told=self._told, wake=self._wake
         )
         self._session: Session
-        self._recorder: Recorder | None = None
         self._start: Start
 
     def __getattr__(self, name: str) -> Any:
         """Of a Host that `spawn` or `attach` has not made, nothing can be asked. Raises NotLive, AttributeError."""
-        if name in ("_session", "_start", "_inspection"):
+        if name in ("_session", "_start", "_inspection", "_recordings"):
             raise NotLive("Nothing is tracked yet.", "Host.spawn or Host.attach makes a Host that tracks.")
         raise AttributeError(name)
 
@@ -183,13 +179,6 @@ class Host(Questions):
         obstacles.check(number, self.options.buffer_mib, self.observer.problem)
         self._group.add(Target.attach(number))
 
-    def resume(self) -> None:
-        """Lets a program that was spawned with `resume=False` run."""
-        gated = self._group.first.gated
-        if gated is None:
-            raise BadUsage("The program was attached to: it runs.", "`resume` is for Host.spawn(..., resume=False).")
-        gated.resume()
-
     def _begin(self, target: Target) -> None:
         """Makes the session in the first target, and begins to read before anything is written."""
         self._start = Start.now()
@@ -212,11 +201,20 @@ class Host(Questions):
             leak_check=self.options.leak_check,
         )
         self._session.pump.subscribe(*self._inspection.subscribers)
+        self._recordings = RecordingKeeper(
+            self._session.make_recorder,
+            self._session.pump,
+            self._session.heap.view,
+            state=self._state,
+            keep_findings_in=self._inspection.keep_in,
+            names=self.options.record_names,
+            started=self._start,
+            version=VERSION,
+        )
         self._take_note_of_symbols(target.pid)
         self._session.dumper.check()
-        self._recorder = self._session.recorder
-        if self._recorder is not None:
-            self._begin_recording(self._recorder)
+        if self._session.recorder is not None:
+            self._recordings.begin(self._session.recorder)
         self._session.pump.start()
         self._work.start()
         self._group.start_first()
@@ -283,28 +281,6 @@ class Host(Questions):
         """Makes `wait` return soon: for a signal handler, which must not wait itself. `close` or `detach` follows."""
         self._end.left.set()
 
-    def end(self, patience_seconds: float = 5.0) -> None:
-        """Ends the target, and what it executed: SIGTERM, and SIGKILL if it is still there after `patience_seconds`."""
-        check_seconds(patience_seconds)
-        self._group.end(patience_seconds)
-
-    def interrupt(self) -> None:
-        """Sends SIGINT to the target and to what it executed, as a terminal's Ctrl-C reaches all. Raises NotLive."""
-        self._group.signal_all(signal.SIGINT)
-
-    def kill(self) -> None:
-        """Kills the target (SIGKILL), and what it executed. Raises NotLive where nothing is left of them."""
-        self._group.signal_all(signal.SIGKILL)
-
-    def send_signal(self, number: int) -> None:
-        """Sends a signal to the target, or to what it executed if it is gone. Raises NotLive where nothing is left."""
-        check_signal(number)
-        self._group.signal_first(number)
-
-    def let_run(self) -> None:
-        """Lets the target, and what it executed, run if it is stopped: so it hears of a signal that was sent."""
-        self._group.let_run()
-
     def close(self) -> None:
         """Detaches if that was not done, and gives everything back. What was recorded can still be asked for."""
         self.detach()
@@ -312,14 +288,11 @@ class Host(Questions):
             self._session.pump.join(UNLOAD_SECONDS)
             self._work.join(UNLOAD_SECONDS)
             self._group.offspring.join_threads(UNLOAD_SECONDS)
-            if self._recorder is not None:
-                self._recorder.finish(
-                    names=self.options.record_names,
-                    ending=self.ending,
-                    verified=self._session.heap.view.verified,
-                    leak_check=self._inspection.leak_check(),
-                    **self._state(),
-                )
+            self._recordings.finish(
+                ending=self.ending,
+                verified=self._session.heap.view.verified,
+                leak_check=self._inspection.leak_check(),
+            )
         self._group.close()
 
     def __enter__(self) -> Host:
@@ -337,57 +310,10 @@ class Host(Questions):
 
         Raises BadUsage, NotLive.
         """
-        if self._recorder is not None and self._recorder.failed is None:
-            raise BadUsage(
-                f"The session is being recorded in {self._recorder.path} already.", "One recording at a time."
-            )
         if self._end.over.is_set():
             raise NotLive("The tracking is over: there is nothing to record any more.")
-        recording_file.check(path_of(path), force=force)
-        recorder = self._session.make_recorder(Path(path), force)
-        with self._session.heap.view.undisturbed(), self._session.pump.lock:
-            self._begin_recording(recorder)
-            self._session.pump.subscribe(recorder)
-        self._recorder = recorder
-
-    def _begin_recording(self, recorder: Recorder) -> None:
-        self._inspection.keep_in(recorder.note)
-        recorder.begin(
-            self._state,
-            names=self.options.record_names,
-            started=self._start,
-            version=VERSION,
-            host=platform.node(),
-        )
+        self._recordings.begin_now(path_of(path), force=force)
 
     def _state(self) -> dict[str, Any]:
         """What a recording says of the tracking itself."""
         return {"engine": self.engine, "compiler": self.compiler, "hooks": len(self.hooks), "lost": self.lost}
-
-    def baseline(self) -> int | None:
-        """Takes what already lives in DPDK's heap into the tracking, which is complete from then on.
-
-        Done by `attach`, by `resume_recording` and after a loss of events. Returns the number of blocks that the heap
-        has, None where this DPDK cannot be asked: then the frees of unknown blocks are counted and never accused.
-        """
-        return self._session.heap.view.baseline()
-
-    def verify(self) -> HeapDifference | None:
-        """Compares the live set with DPDK's own list of busy blocks, at one moment, while the program runs.
-
-        `verified` keeps the answer; the summary has only that of the end (Options.verify). None where this DPDK has no rte_malloc_dump_heaps. Raises NotLive.
-        """
-        return self._session.heap.view.verify()
-
-    def pause(self) -> None:
-        """Stops recording: the program runs at nearly its bare speed until `resume_recording`."""
-        self._group.command_all("pause")
-        self.paused = True
-
-    def resume_recording(self) -> None:
-        """Records again, after a fresh baseline: what was allocated and freed during the pause is set right."""
-        with self._session.pump.lock:
-            self.tracking.mark_incomplete()
-        self._group.command_all("resume")
-        self.paused = False
-        self.baseline()

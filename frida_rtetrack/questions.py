@@ -1,4 +1,4 @@
-"""Questions: what a session can be asked, while it goes on and when it is over. The other half of `Host`.
+"""Questions: what a session can be asked, while it goes on and when it is over. A third of `Host`, beside what it is told (`control.py`).
 
 Each answer is of one moment: what was recorded until the question is applied first. Nothing here begins or ends anything.
 """

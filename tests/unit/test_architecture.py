@@ -25,7 +25,7 @@ STOREYS = (
     ("recording",),
     ("session",),
     ("inspection",),
-    ("questions",),
+    ("control", "questions"),
     ("host", "reporters"),
     ("commands",),
     ("__init__", "__main__"),
