@@ -15,8 +15,12 @@ import numpy as np
 
 from frida_rtetrack.stream.clock import EventClock
 from frida_rtetrack.stream.events import EventBatch, Kind, Times, possible
-from frida_rtetrack.stream.ring import RingReader, SessionMemory
+from frida_rtetrack.stream.ring import BATCH_EVENTS, RingReader, SessionMemory
 
+GATHER_SECONDS = 0.004
+"""Between two batches, unless the ring fills up: reading takes processor time, and the ring's memory, from who writes."""
+_FILLS_UP = 1 / 16
+"""So much of the ring was written meanwhile."""
 IDLE_SECONDS = 0.01
 IDLE_SECONDS_AT_MOST = 0.05
 HEARTBEAT_SECONDS = 0.25
@@ -79,6 +83,7 @@ class Pump:
         self._on_problem = on_problem
         self._on_end = on_end
         self._stop = threading.Event()
+        self._enough_events = min(BATCH_EVENTS, int(len(memory.ring) * _FILLS_UP))
         self._subscribers: tuple[Subscriber, ...] = ()
         self._due: deque[tuple[int, Callable[[], None]]] = deque()  # ring index, what is to be called there
         self._lost_told = 0
@@ -117,6 +122,7 @@ class Pump:
     def sync(self, deadline: float) -> None:
         """Waits until everything that was written before this call has been handed out, or until `deadline` (monotonic)."""
         head = self._memory.counter("head")
+        self._wake.set()
         while self._reader.consumed < head and not self._is_over() and time.monotonic() < deadline:
             time.sleep(0.002)
         with self.lock:  # the batch that was taken out last has been handed to all
@@ -158,18 +164,23 @@ class Pump:
         idle = IDLE_SECONDS
         while True:
             last = not self._may_write()  # asked before looking: what came until then is read
-            if self._read_once():
+            if read := self._read_once():
                 idle = IDLE_SECONDS
+                if read < self._enough_events and not last:
+                    self._rest(GATHER_SECONDS)
             elif last and self._reader.pending() == 0:
                 return
             else:
-                self._wake.wait(idle)
-                self._wake.clear()
+                self._rest(idle)
                 idle = min(idle * 1.2, IDLE_SECONDS_AT_MOST)
             for subscriber in self._subscribers:
                 subscriber.on_round()
             self._tell_losses()
             self._tell_damage()
+
+    def _rest(self, seconds: float) -> None:
+        self._wake.wait(seconds)
+        self._wake.clear()
 
     def _read_once(self) -> int:
         with self.lock:

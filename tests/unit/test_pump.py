@@ -11,7 +11,7 @@ import pytest
 from written import PATIENCE_SECONDS, WrittenSession, allocated, mark, wait_until
 
 from frida_rtetrack.stream.events import EventBatch, Kind, Mark, Times
-from frida_rtetrack.stream.pump import Pump, Subscriber
+from frida_rtetrack.stream.pump import GATHER_SECONDS, Pump, Subscriber
 
 
 class Log(Subscriber):
@@ -286,3 +286,22 @@ def test_batches_are_of_the_one_event_format(rig: Rig) -> None:
     rig.pump.start()
     rig.finish()
     assert kinds == [Kind.ALLOCATED, Kind.MARK]
+
+
+def test_who_writes_all_the_time_is_not_read_all_the_time(rig: Rig) -> None:
+    class Echo(Log):
+        def on_events(self, events: EventBatch, first: int, times: Times) -> None:
+            super().on_events(events, first, times)
+            if rig.writing:
+                rig.session.write(allocated(len(self.lengths) + 1))  # so that there is always something to read
+
+    log = Echo()
+    rig.pump.subscribe(log)
+    rig.session.write(allocated(1))
+    begun = time.monotonic()
+    rig.pump.start()
+    wait_until(lambda: len(log.lengths) > 20)
+    rig.finish()
+    took = time.monotonic() - begun
+    assert log.addresses == list(range(1, len(log.addresses) + 1))
+    assert len(log.lengths) <= took / GATHER_SECONDS + 3
