@@ -6,14 +6,15 @@
 With STACK_BYTES so much of each stack is copied while its thread stands, and followed when it goes on: the frames, innermost
 first, as far as that goes.
 
-A thread that waits with a time limit in a system call that a stop ends with EINTR (signal(7)) is taken at the beginning
-of a wait, if one comes in time, and made to begin it again. What does not stop is left out, and counted.
+A thread that waits with a time limit that a stop makes begin anew, by EINTR (signal(7)) or as a socket's does, is taken at
+the beginning of a wait, if one comes in time. What does not stop is left out, and counted.
 """
 
 from __future__ import annotations
 
 import bisect
 import contextlib
+import errno
 import json
 import os
 import struct
@@ -27,7 +28,7 @@ from frida_rtetrack.target.arrival import ptrace
 from frida_rtetrack.target.arrival.modules import AddressMap, Memory
 from frida_rtetrack.target.arrival.ptrace import NotStopped, Stopped, ThreadGone, TracedThread
 from frida_rtetrack.target.arrival.unwind import Frame, StackCopy, Unwinder
-from frida_rtetrack.target.arrival.waits import Wait, begin_again
+from frida_rtetrack.target.arrival.waits import Wait, begin_again, has_socket_limit
 
 SECONDS = 30.0
 STACK_BYTES = 64 << 10
@@ -35,6 +36,8 @@ _STOP_S = 1.0
 _FRESH_WAITS_S = 1.0
 """For all threads together."""
 _LOOK_S = 0.0005
+_TICK_S = 0.01
+"""Of the kernel's timer, at its slowest."""
 _SHORT_SLEEP_S = 0.2
 _ENDED, _CANNOT_STOP = "ZX", "DTt"
 
@@ -101,7 +104,9 @@ def read(pid: int, *, frames: bool = False) -> Registers:
 
 def _wait_for_a_beginning(pid: int, tid: int, deadline: float) -> None:
     first = now = Wait.of(pid, tid)
-    while first and now and now.limit_would_start_anew and now.switches == first.switches:
+    if first is None or not (first.limit_would_start_anew or has_socket_limit(pid, first)):
+        return
+    while now and (now.call, now.switches) == (first.call, first.switches):
         if time.monotonic() > deadline:
             return
         time.sleep(_LOOK_S)
@@ -126,7 +131,7 @@ class _Seen:
     stood_ns: int
 
 
-def _look(pid: int, tid: int, memory: Memory | None, stack_bytes: int) -> _Seen:
+def _look(pid: int, wait: Wait, tid: int, memory: Memory | None, stack_bytes: int) -> _Seen:
     thread = TracedThread(tid)
     thread.seize()
     begun = time.perf_counter_ns()
@@ -137,9 +142,11 @@ def _look(pid: int, tid: int, memory: Memory | None, stack_bytes: int) -> _Seen:
         vectors = thread.extended_state()
         pointer = found["rsp"]
         stack = StackCopy(pointer, b"" if memory is None else memory.read_some(pointer, stack_bytes))
+        stood = time.perf_counter_ns() - begun
+        if found.signed("rax") == -errno.EAGAIN and has_socket_limit(pid, wait):
+            time.sleep(_TICK_S)  # it was in the last one of its limit: what it would have waited for, it does
     finally:
         thread.detach()
-    stood = time.perf_counter_ns() - begun
     words = [*found.values.values(), *struct.unpack_from(f"<{len(vectors) // 8}Q", vectors)]
     return _Seen(found, words, stack, stood)
 
@@ -171,7 +178,7 @@ def main() -> None:
             unseen += 1
             continue
         try:
-            seen[tid] = _look(pid, tid, memory, stack_bytes)
+            seen[tid] = _look(pid, wait, tid, memory, stack_bytes)
         except ThreadGone:
             continue
         except NotStopped:  # it stops as soon as it can unless we are gone: nothing more is asked of this process

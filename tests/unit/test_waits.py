@@ -6,12 +6,15 @@ import os
 import platform
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 
 import pytest
 
+from frida_rtetrack.target import registers
 from frida_rtetrack.target.arrival.waits import Wait, has_socket_limit
 
 pytestmark = pytest.mark.skipif(
@@ -62,3 +65,34 @@ def test_a_program_that_has_ended_has_none() -> None:
     os.waitpid(child, 0)
     assert not has_socket_limit(child, wait)
     ours.send(b"x")
+
+
+IMPATIENT = """
+import socket, struct, sys, time
+ours, its = socket.socketpair(type=socket.SOCK_DGRAM)
+its.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 12000))
+shortest = 1.0
+print("waits", flush=True)
+while True:
+    begun = time.monotonic()
+    try:
+        its.recv(1)
+    except BlockingIOError:
+        pass
+    shortest = min(shortest, time.monotonic() - begun)
+    print(shortest, flush=True)
+"""
+
+
+def test_a_sockets_time_limit_is_not_cut_short_by_a_look_at_the_registers() -> None:
+    with subprocess.Popen([sys.executable, "-c", IMPATIENT], stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "waits\n"
+        for number in range(300):
+            wait = Wait.of(program.pid, program.pid)
+            assert wait is not None
+            assert registers._look(program.pid, wait, program.pid, None, 0).words
+            time.sleep(0.0007 * (number % 23))
+        program.kill()
+        shortest = float(program.stdout.read().split()[-1])
+    assert 0.012 <= shortest < 1
