@@ -36,7 +36,8 @@ struct own_thread { /* 64 bytes */
     uint64_t memory;        /* the native engine's for this thread, 0: none yet */
     uint64_t outermost_sp;  /* stack pointer of the outermost hooked call */
     uint64_t stack_low, stack_high; /* the stack that it was last seen on */
-    uint64_t reserved2[2];
+    uint64_t last_index;    /* of the ring: what it claimed last */
+    uint64_t reserved2;
 };
 
 #define OWN_THREADS_BYTES (SESSION_MAX_THREADS * sizeof(struct own_thread)) /* whole pages */

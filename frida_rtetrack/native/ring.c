@@ -1,6 +1,6 @@
 /* The event ring: claim a slot, fill it in, publish it; and what to do while there is no room. */
 
-#define RING_MARGIN 1024           /* threads that may pass the check for room at the same time */
+#define RING_MARGIN 1024           /* events: so near to what it knows to be the end of the room a thread looks where that is now */
 #define HEARTBEAT_LIMIT_NS 2000000000LL
 
 static int host_is_alive(struct session_header *header) {
@@ -12,12 +12,14 @@ static int host_is_alive(struct session_header *header) {
 static __attribute__((noinline)) int wait_for_room(uint64_t needed_tail) {
     struct session_header *header = agent.header;
     int64_t pause[2];
+    int counted = 0;
     pause[0] = 0;
     pause[1] = 50000;
-    atomic_add(&header->waits, 1);
     for (;;) {
         agent.tail_seen = *(volatile uint64_t *) &header->tail;
         if ((int64_t) (agent.tail_seen - needed_tail) >= 0) return 1;
+        if (!counted) atomic_add(&header->waits, 1);
+        counted = 1;
         if (agent.abandoned) return 0;
         if (!host_is_alive(header)) {
             if (agent.process != agent.module_process) agent.recording = 0, agent.abandoned = 1; /* a followed child has nobody to unhook it */
@@ -27,25 +29,31 @@ static __attribute__((noinline)) int wait_for_room(uint64_t needed_tail) {
     }
 }
 
+/* The index from which on there is no room, as far as is known now. 0: the event must be dropped, and is counted. */
+static __attribute__((noinline)) uint64_t look_for_room(void) {
+    struct session_header *header = agent.header;
+    uint64_t index = *(volatile uint64_t *) &header->head + RING_MARGIN;
+    agent.tail_seen = *(volatile uint64_t *) &header->tail;
+    if (index >= agent.tail_seen + agent.ring_capacity && !wait_for_room(index + 1 - agent.ring_capacity)) {
+        atomic_add(&header->lost, 1);
+        return 0;
+    }
+    return agent.tail_seen + agent.ring_capacity;
+}
+
 /*
  * Claims the next slot of the ring, and says that the thread is writing it; NULL: dropped and counted. `commit` is what
- * event->commit must become once the slot is filled in; then `appending` must be put back.
+ * event->commit must become once the slot is filled in; then `appending` must be put back. Whether there is room is told
+ * by this thread's last slot: `head` changes hands with every event, and to look at it first would have it do so twice.
  */
 INLINE struct event *claim(struct thread_slot *thread, uint32_t *commit) {
-    struct session_header *header = agent.header;
     struct own_thread *own = own_of(thread);
-    uint64_t room = agent.tail_seen + agent.ring_capacity, index = *(volatile uint64_t *) &header->head + RING_MARGIN;
-    if (unlikely(index >= room)) { /* full, as far as was known */
-        agent.tail_seen = *(volatile uint64_t *) &header->tail;
-        if (index >= agent.tail_seen + agent.ring_capacity && !wait_for_room(index + 1 - agent.ring_capacity)) {
-            atomic_add(&header->lost, 1);
-            return NULL;
-        }
-        room = agent.tail_seen + agent.ring_capacity;
-    }
+    uint64_t room = agent.tail_seen + agent.ring_capacity, index;
+    if (unlikely(own->last_index + RING_MARGIN >= room) && (room = look_for_room()) == 0) return NULL;
     thread->appending = ++own->appending;
-    index = atomic_add(&header->head, 1);
-    /* More threads than the margin came through the check together: only now must this one wait, for its own slot. */
+    index = atomic_add(&agent.header->head, 1);
+    own->last_index = index;
+    /* The others have filled the ring since its last one: only now must this one wait, for its own slot. */
     if (unlikely(index >= room) && !wait_for_room(index + 1 - agent.ring_capacity)) {
         thread->appending = --own->appending; /* the slot stays uncommitted: the reader skips and counts it */
         return NULL;
