@@ -25,6 +25,11 @@ HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "bench"
 EAL = ("--no-huge", "-m", "512", "--no-pci", "--no-telemetry", "--no-shconf", "--log-level", "1")
 SECTIONS = ("engine", "burst", "sustained", "steady", "host", "recording", "real")
+FAR_NS = 80
+"""What a cache line takes from one processor to the other at least where they are called far: more than within a core or a cache."""
+NEAR, FAR = ", near", ", far"
+ROUNDS_OF_TWO = 3
+"""Rounds with two threads for one with one: a part of them does not count, and DPDK's lock makes them scatter."""
 TRACK = (sys.executable, "-m", "frida_rtetrack", "spawn", "--quiet", "--no-repl", "--no-dump-on-bad-free")
 
 
@@ -79,6 +84,13 @@ def build() -> None:
         ["g++", "-O2", "-shared", "-fPIC", "-o", str(BUILD / "interposer.so"), str(HERE / "interposer.cpp"), "-ldl"],
         check=True,
     )
+    subprocess.run(["gcc", "-O2", "-o", str(BUILD / "handover"), str(HERE / "handover.c"), "-lpthread"], check=True)
+
+
+def distance() -> str:
+    """Of the processors that two threads are pinned to, as of now."""
+    run = subprocess.run([str(BUILD / "handover")], check=True, capture_output=True, text=True)
+    return NEAR if float(run.stdout) < FAR_NS else FAR
 
 
 @dataclass(frozen=True)
@@ -114,33 +126,47 @@ def compare(
     title: str, names: Sequence[str], mode: str, threads: int, frames: int, seconds: float, rounds: int
 ) -> list[dict[str, object]]:
     """A row a way: the median ns a pair, the median of its ratios to the bare run of the same round, and the ratio of the fastest
-    runs of both, which is what a machine with nothing else to do would give."""
-    results: dict[str, list[Measured]] = {name: [] for name in names}
-    for _ in range(rounds):
+    runs of both, which is what a machine with nothing else to do would give.
+
+    With two threads in bursts near processors and far ones have rows of their own, with the ratio of the medians: a virtual
+    machine's are moved between two runs. Where they were during a run, it does not count.
+    """
+    results: dict[str, dict[str, list[Measured]]] = {}
+    two = threads > 1 and mode == "burst"
+    for _ in range(rounds * ROUNDS_OF_TWO if two else rounds):
         for name in names:
             way = ways()[name]
-            if not (way.slow and results[name]):
-                results[name].append(measure(way, mode, threads, frames, 1.0 if way.slow else seconds))
+            if way.slow and any(name in of for of in results.values()):
+                continue
+            before = distance() if two else ""
+            measured = measure(way, mode, threads, frames, 1.0 if way.slow else seconds)
+            if way.slow or not two or before == distance():
+                results.setdefault(before, {}).setdefault(name, []).append(measured)
     rows = []
-    for name in names:
-        fastest = min(each.ns_a_pair for each in results[name]) / min(each.ns_a_pair for each in results["bare"])
-        ratios = [each.ns_a_pair / bare.ns_a_pair for each, bare in zip(results[name], results["bare"], strict=False)]
-        rows.append(
-            {
-                "what": title,
-                "way": name,
-                "ns_a_pair": round(statistics.median(each.ns_a_pair for each in results[name]), 1),
-                "times_bare": round(statistics.median(ratios), 2),
-                "times_bare_fastest": round(fastest, 2),
-                "lost": sum(each.lost for each in results[name]),
-                "pairs": int(sum(each.pairs for each in results[name])),
-            }
-        )
-        click.echo(
-            f"{title:<34} {name:<32} {rows[-1]['ns_a_pair']:>10,.1f} ns {rows[-1]['times_bare']:>9.2f} x  "
-            f"fastest {rows[-1]['times_bare_fastest']:>6.2f} x  lost {rows[-1]['lost']}"
-        )
+    for where, measured_of in results.items():
+        for name in (name for name in names if name in measured_of and "bare" in measured_of):
+            rows.append(_row(f"{title}{where}", name, measured_of[name], measured_of["bare"], paired=not two))
+            click.echo(
+                f"{rows[-1]['what']:<42} {name:<32} {rows[-1]['ns_a_pair']:>10,.1f} ns {rows[-1]['times_bare']:>9.2f} x  "
+                f"fastest {rows[-1]['times_bare_fastest']:>6.2f} x  {rows[-1]['runs']} runs  lost {rows[-1]['lost']}"
+            )
     return rows
+
+
+def _row(what: str, way: str, each: list[Measured], bare: list[Measured], *, paired: bool) -> dict[str, object]:
+    median_ns, bare_ns = (statistics.median(one.ns_a_pair for one in runs) for runs in (each, bare))
+    ratios = [one.ns_a_pair / with_bare.ns_a_pair for one, with_bare in zip(each, bare, strict=False)]
+    fastest = min(one.ns_a_pair for one in each) / min(one.ns_a_pair for one in bare)
+    return {
+        "what": what,
+        "way": way,
+        "ns_a_pair": round(median_ns, 1),
+        "times_bare": round(statistics.median(ratios) if paired else median_ns / bare_ns, 2),
+        "times_bare_fastest": round(fastest, 2),
+        "runs": len(each),
+        "lost": sum(one.lost for one in each),
+        "pairs": int(sum(one.pairs for one in each)),
+    }
 
 
 def steady(rounds: int) -> list[dict[str, object]]:
