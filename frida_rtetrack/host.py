@@ -310,9 +310,11 @@ class Host(Questions, Control):
 
         Raises BadUsage, NotLive.
         """
+        where = path_of(path)
+        recording_file.check(where, force=force)
         if self._end.over.is_set():
             raise NotLive("The tracking is over: there is nothing to record any more.")
-        self._recordings.begin_now(path_of(path), force=force)
+        self._recordings.begin_now(where, force=force)
 
     def _state(self) -> dict[str, Any]:
         """What a recording says of the tracking itself."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from frida_rtetrack.errors import BadUsage
-from frida_rtetrack.recording import file as recording_file
 from frida_rtetrack.recording.findings import Finding
 from frida_rtetrack.recording.recorder import Recorder
 from frida_rtetrack.stream.pump import Pump
@@ -45,12 +44,11 @@ class RecordingKeeper:
         self._recorder = recorder
 
     def begin_now(self, path: Path, *, force: bool) -> None:
-        """Records from here on, into a new file at `path`. Raises BadUsage."""
+        """Records from here on, into a new file at `path`; with `force` over a recording that is there. Raises BadUsage."""
         if self._recorder is not None and self._recorder.failed is None:
             raise BadUsage(
                 f"The session is being recorded in {self._recorder.path} already.", "One recording at a time."
             )
-        recording_file.check(path, force=force)
         recorder = self._make(path, force)
         with self._view.undisturbed(), self._pump.lock:
             self.begin(recorder)
